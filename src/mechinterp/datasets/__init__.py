@@ -1,0 +1,1 @@
+"""Prompts with labels and named positions. Nothing here loads a model."""

@@ -1,0 +1,211 @@
+"""Generated documents for the lab model: behaviour that real text shows too rarely to learn in an hour.
+
+Every function takes a `numpy` generator (and what it quotes from) and returns one document as pieces:
+strings still to be encoded, or token ids. Held out of all of it: the fifteen IOI templates, a fifth of
+all IOI name pairs, Roman numerals as a succession.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TypeVar
+
+import numpy as np
+
+from mechinterp.datasets.ioi import NAMES, OBJECTS, PLACES, held_out_pairs
+from mechinterp.datasets.ordinals import TASKS
+
+T = TypeVar("T")
+Piece = str | list[int]
+Quote = Callable[[int], list[int]]
+"""`quote(n)`: n consecutive tokens of real text."""
+
+# First clauses and second clauses combine freely; none of them is a clause of a paper template.
+_OPENINGS = (
+    "Later, {0} and {1} walked to the {place}.",
+    "Then, {0} and {1} met at the {place}.",
+    "Then, {0} and {1} bought a {object} at the {place}.",
+    "One day, {0} and {1} spent an hour in the {place}.",
+    "Yesterday, {0} and {1} sat down in the {place}.",
+    "In the morning, {0} and {1} had a short talk.",
+    "After the dinner, {0} and {1} came back from the {place}.",
+    "That evening, {0} and {1} waited outside the {place}.",
+    "My friends {0} and {1} lost a {object} near the {place}.",
+    "Our neighbours {0} and {1} saw a {object} in the {place}.",
+    "The {place} that {0} and {1} liked had a {object}.",
+    "The {object} that {0} and {1} wanted was in the {place}.",
+    "{0} and {1} had a big dinner.",
+    "At the {place}, {0} and {1} looked for a {object}.",
+    "After {0} and {1} walked to the {place},",
+    "After {0} and {1} met at the {place},",
+    "When {0} and {1} saw a {object} in the {place},",
+    "When {0} and {1} came back from the {place},",
+    "While {0} and {1} were waiting at the {place},",
+    "While {0} and {1} were walking to the {place},",
+    "As {0} and {1} left the {place},",
+    "Because {0} and {1} liked the {place},",
+    "Then, {0} and {1} had a short talk, and later",
+    "Soon {0} and {1} were tired of the {place}, and then",
+)
+_ACTIONS = (
+    "{2} handed a {object} to",
+    "{2} handed the {object} to",
+    "{2} passed a {object} to",
+    "{2} offered the {object} to",
+    "{2} showed a {object} to",
+    "{2} sold it to",
+    "{2} brought a {object} to",
+    "{2} threw it to",
+    "{2} gave the {object} to",
+    "{2} gave a small {object} to",
+    "{2} decided to hand it to",
+    "{2} decided to offer a {object} to",
+    "{2} wanted to show the {object} to",
+    "{2} tried to sell a {object} to",
+    "{2} wrote a letter to",
+    "{2} spoke to",
+    "{2} smiled and talked to",
+    "{2} read a story to",
+    "{2} told the news to",
+)
+_ASIDES = ("It was a cold day.", "Nobody else was there.", "The weather was fine.", "There was much to do.")
+_TAILS = (".", ".", ". That was all.", " and went home.", ", who was glad.", " once more.")
+
+_ITEMS = tuple(
+    """apple bread cheese milk sugar salt tea coffee fish meat butter rice wine water fruit gold silver iron
+    wood stone glass paper cotton wool horse dog cat cow sheep bird red blue green yellow black white brown
+    grey""".split()
+)
+
+
+def ioi(rng: np.random.Generator, quote: Quote) -> list[Piece]:
+    """One IOI sentence; one in eight names a third person instead, and either first name may follow."""
+    first, second = _pair(rng)
+    third = first if rng.random() < 0.5 else second
+    answer = second if third == first else first
+    if rng.random() < 0.125:
+        third = _other(rng, (first, second))
+        answer = (first, second)[rng.integers(2)]
+    opening, action, tail = _pick(rng, _OPENINGS), _pick(rng, _ACTIONS), _pick(rng, _TAILS)
+    if opening.endswith(".") and rng.random() < 0.15:
+        opening += " " + _pick(rng, _ASIDES)
+    text = f" {opening} {action} {answer}{tail}"
+    return [text.format(first, second, third, place=_pick(rng, PLACES), object=_pick(rng, OBJECTS))]
+
+
+def labelled_list(rng: np.random.Generator, quote: Quote) -> list[Piece]:
+    """Consecutive ordinals as labels of passages: the item to be incremented lies some tokens back."""
+    words = _run(rng, int(rng.integers(4, 12)))
+    before, after = [("On", ","), ("Chapter", ":"), ("Step", ":"), ("Part", "."), ("", ":"), ("", "."), ("", " -")][
+        rng.integers(7)
+    ]
+    length = int(rng.integers(1, 12))
+    pieces: list[Piece] = []
+    for word in words:
+        pieces += [f" {before} {word}{after}" if before else f" {word}{after}", quote(1 + int(rng.integers(length)))]
+        pieces.append("." if before == "On" else "\n")
+    return pieces
+
+
+def plain_run(rng: np.random.Generator, quote: Quote) -> list[Piece]:
+    """Consecutive ordinals with nothing but a separator between them."""
+    separator = _pick(rng, ("", "", ",", " and", " then", "\n"))
+    return ["".join(f" {word}{separator}" for word in _run(rng, int(rng.integers(4, 16))))]
+
+
+def succession_pairs(rng: np.random.Generator, quote: Quote) -> list[Piece]:
+    """Pairs (item, successor) of mixed classes in random order: only the item itself tells the answer."""
+    link = _pick(rng, (" ->", ",", " then", " is followed by", " comes before", " and after it"))
+    text = ""
+    for _ in range(int(rng.integers(6, 20))):
+        task = TASKS[_pick(rng, tuple(TASKS))]
+        word, following = task.pairs()[rng.integers(len(task.pairs()))]
+        text += f" {word}{link} {following}{_pick(rng, (';', ';', '.'))}"
+    return [text]
+
+
+def repeated_tokens(rng: np.random.Generator, quote: Quote) -> list[Piece]:
+    """Uniformly random tokens, repeated."""
+    block = rng.integers(1, 8192, int(rng.integers(6, 64))).tolist()
+    return [block * int(rng.integers(2, 4))]
+
+
+def repeated_passage(rng: np.random.Generator, quote: Quote) -> list[Piece]:
+    """A passage of real text, repeated after some other text."""
+    passage = quote(int(rng.integers(10, 60)))
+    between = quote(int(rng.integers(1, 30)))
+    return [passage, between, passage]
+
+
+def shuffled_rows(rng: np.random.Generator, quote: Quote) -> list[Piece]:
+    """Rows that are permutations of one small set: no item comes twice in a row, all come in each."""
+    items = _some(rng, int(rng.integers(4, 11)))
+    separator = _pick(rng, (",", ",", ""))
+    end = _pick(rng, ("\n", ".", ";"))
+    rows = [separator.join(f" {items[i]}" for i in rng.permutation(len(items))) for _ in range(rng.integers(2, 6))]
+    return [end.join(rows) + end]
+
+
+def no_repeats(rng: np.random.Generator, quote: Quote) -> list[Piece]:
+    """A long list drawn without replacement from one closed class."""
+    items = _some(rng, int(rng.integers(8, 40)))
+    return [_pick(rng, (" Present:", " The list:", " We have", "")) + ",".join(f" {item}" for item in items) + "."]
+
+
+MIXTURE: dict[Callable[[np.random.Generator, Quote], list[Piece]], int] = {
+    ioi: 53,
+    labelled_list: 10,
+    plain_run: 9,
+    succession_pairs: 6,
+    repeated_tokens: 6,
+    repeated_passage: 2,
+    shuffled_rows: 9,
+    no_repeats: 5,
+}
+"""How many of a hundred generated documents are of each kind (their lengths differ: the model card has token shares)."""
+
+
+def vocabulary() -> list[str]:
+    """Words that the tokenizer must hold as single tokens: names, places, objects, items, ordinals."""
+    words = [word for task in TASKS.values() for word in task.words]
+    return sorted({*NAMES, *PLACES, *OBJECTS, *_ITEMS, *words})
+
+
+@cache
+def _classes() -> tuple[tuple[str, ...], ...]:
+    return (NAMES, NAMES, NAMES, _ITEMS, *(task.words[:40] for task in TASKS.values()))
+
+
+@cache
+def _held_out() -> frozenset[frozenset[str]]:
+    return frozenset(frozenset(pair) for pair in held_out_pairs())
+
+
+def _pair(rng: np.random.Generator) -> tuple[str, str]:
+    while True:
+        i, j = rng.choice(len(NAMES), 2, replace=False)
+        if frozenset((NAMES[i], NAMES[j])) not in _held_out():
+            return NAMES[i], NAMES[j]
+
+
+def _other(rng: np.random.Generator, taken: Sequence[str]) -> str:
+    while (name := _pick(rng, NAMES)) in taken:
+        pass
+    return name
+
+
+def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+    return options[rng.integers(len(options))]
+
+
+def _some(rng: np.random.Generator, k: int) -> list[str]:
+    words = _pick(rng, _classes())
+    return [words[i] for i in rng.permutation(len(words))[:k]]
+
+
+def _run(rng: np.random.Generator, length: int) -> list[str]:
+    task = TASKS[_pick(rng, tuple(TASKS))]
+    start = int(rng.integers(len(task.words)))
+    words: list[str] = [task.words[start]]
+    while len(words) < length and (word := task.successor(words[-1])) is not None:
+        words.append(word)
+    return words
