@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from mechinterp.datasets.ioi import NAMES, OBJECTS, PLACES, held_out_pairs
-from mechinterp.datasets.ordinals import TASKS
+from mechinterp.datasets.ordinals import HELD_OUT_TASK, TASKS
 
 T = TypeVar("T")
 Piece = str | list[int]
@@ -125,7 +125,7 @@ def succession_pairs(rng: np.random.Generator, quote: Quote) -> list[Piece]:
 
 def repeated_tokens(rng: np.random.Generator, quote: Quote) -> list[Piece]:
     """Uniformly random tokens, repeated."""
-    block = rng.integers(1, 8192, int(rng.integers(6, 64))).tolist()
+    block = rng.integers(1, 8192, int(rng.integers(4, 48))).tolist()
     return [block * int(rng.integers(2, 4))]
 
 
@@ -152,21 +152,21 @@ def no_repeats(rng: np.random.Generator, quote: Quote) -> list[Piece]:
 
 
 MIXTURE: dict[Callable[[np.random.Generator, Quote], list[Piece]], int] = {
-    ioi: 53,
+    ioi: 40,
     labelled_list: 10,
     plain_run: 9,
     succession_pairs: 6,
-    repeated_tokens: 6,
-    repeated_passage: 2,
-    shuffled_rows: 9,
-    no_repeats: 5,
+    repeated_tokens: 14,
+    repeated_passage: 3,
+    shuffled_rows: 14,
+    no_repeats: 6,
 }
 """How many of a hundred generated documents are of each kind (their lengths differ: the model card has token shares)."""
 
 
 def vocabulary() -> list[str]:
     """Words that the tokenizer must hold as single tokens: names, places, objects, items, ordinals."""
-    words = [word for task in TASKS.values() for word in task.words]
+    words = [word for task in (*TASKS.values(), HELD_OUT_TASK) for word in task.words]
     return sorted({*NAMES, *PLACES, *OBJECTS, *_ITEMS, *words})
 
 
