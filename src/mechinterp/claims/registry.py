@@ -1,0 +1,21 @@
+"""Every claim of every chapter, by the id it has in the book."""
+
+from difflib import get_close_matches
+
+from mechinterp.claims.ioi import IOI
+from mechinterp.claims.statement import Claim
+
+CLAIMS: dict[str, dict[str, Claim]] = {"ioi": {entry.id: entry for entry in IOI}}
+
+
+def find_claim(id: str) -> Claim:
+    """The claim with this id; `ValueError` naming the nearest ids for an unknown one.
+
+    >>> find_claim("IOI-16").where
+    '§4'
+    """
+    known = {key: entry for chapter in CLAIMS.values() for key, entry in chapter.items()}
+    if id not in known:
+        near = ", ".join(get_close_matches(id, known, n=3, cutoff=0.5)) or ", ".join(known)
+        raise ValueError(f"unknown claim {id!r}; did you mean {near}?")
+    return known[id]

@@ -1,0 +1,103 @@
+"""The two scales of the book, and what a chapter needs to know about the one it runs at.
+
+`lab` runs the small model inside the package, `paper` the paper's own model from the Hugging Face hub.
+Both run the same code: a chapter asks its `Chapter` for data (a model's name, a number of prompts)
+and never asks which scale it is. `rehearsal` runs the paper's architecture with random weights and
+tiny sizes; it exists for tests and records no claims.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Literal, TypeVar, get_args
+
+Scale = Literal["lab", "paper", "rehearsal"]
+SCALES: tuple[Scale, ...] = get_args(Scale)
+T = TypeVar("T")
+
+
+def scale(argument: str | None = None, *, parameter: str | None = None) -> Scale:
+    """The scale to run at: an argument, else the parameters cell, else `MECHINTERP_SCALE`, else `lab`.
+
+    Errors: `ValueError` naming the unknown scale and where it came from.
+
+    >>> scale("paper", parameter="lab")
+    'paper'
+    """
+    sources = (
+        ("the argument", argument),
+        ("the parameters cell", parameter),
+        ("the environment variable MECHINTERP_SCALE", os.environ.get("MECHINTERP_SCALE")),
+    )
+    for source, value in sources:
+        if value:
+            if value not in SCALES:
+                raise ValueError(f"unknown scale {value!r} in {source}; choose one of {', '.join(SCALES)}")
+            return value
+    return "lab"
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One run of a chapter: which scale, which model, where, from which seed.
+
+    Attributes:
+        name: the chapter's name in the ledger, `ioi`.
+        scale: `lab`, `paper` or `rehearsal`.
+        model_name: what to give to `mechinterp.models.load`.
+        device: where the model runs.
+        seed: the seed of every random choice.
+    """
+
+    name: str
+    scale: Scale
+    model_name: str
+    device: str
+    seed: int
+
+    def choose(self, *, lab: T, paper: T, rehearsal: T | None = None) -> T:
+        """The datum of this scale; a rehearsal takes the paper's unless it has its own.
+
+        >>> Chapter("ioi", "paper", "gpt2", "cpu", seed=0).choose(lab=200, paper=1000)
+        1000
+        """
+        if self.scale == "lab":
+            return lab
+        return rehearsal if self.scale == "rehearsal" and rehearsal is not None else paper
+
+    def __str__(self) -> str:
+        return f"chapter {self.name} at {self.scale} scale: model {self.model_name} on {self.device}, seed {self.seed}"
+
+
+def setup(
+    chapter: str,
+    *,
+    scale: str | None = None,
+    models: dict[str, str] | None = None,
+    device: str | None = None,
+    seed: int = 0,
+) -> Chapter:
+    """Everything a chapter's one setup cell has to do; calling it twice does no harm.
+
+    Seeds torch, turns gradients off and takes the device: the CPU at lab scale, so that the
+    numbers are everybody's, and an accelerator elsewhere if there is one.
+
+    Args:
+        chapter: name of the chapter.
+        scale: the parameters cell's scale; None asks the environment.
+        models: model name by scale; by default `lab`, `gpt2` and `rehearsal`.
+        device: overrides the choice above.
+    """
+    import torch
+
+    chosen = _resolve(scale)
+    if device is None:
+        accelerator = torch.accelerator.current_accelerator() if chosen != "lab" else None
+        device = "cpu" if accelerator is None else accelerator.type
+    names = {"lab": "lab", "paper": "gpt2", "rehearsal": "rehearsal"} | (models or {})
+    torch.manual_seed(seed)
+    torch.set_grad_enabled(False)
+    return Chapter(name=chapter, scale=chosen, model_name=names[chosen], device=device, seed=seed)
+
+
+def _resolve(parameter: str | None) -> Scale:
+    return scale(parameter=parameter)
