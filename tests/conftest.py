@@ -1,0 +1,74 @@
+"""Fixtures that every part of the tests shares; models are built once a session and must not be changed."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+
+from mechinterp.models import load, load_tokenizer, to_bridge
+from mechinterp.models.load import LAB
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+"""Data beside the project (GPT-2's tokenizer and attention weights); tests that need it skip without it."""
+
+torch.set_num_threads(1)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def random_gpt2(
+    *, n_layer: int = 3, n_head: int = 4, n_embd: int = 64, vocab_size: int = 8192, n_positions: int = 64, seed: int = 0
+) -> GPT2LMHeadModel:
+    """A GPT-2 with random weights of order one everywhere, biases and layer-norm parameters included."""
+    config = GPT2Config(
+        n_layer=n_layer,
+        n_head=n_head,
+        n_embd=n_embd,
+        n_positions=n_positions,
+        vocab_size=vocab_size,
+        bos_token_id=0,
+        eos_token_id=0,
+        architectures=["GPT2LMHeadModel"],
+    )
+    model = GPT2LMHeadModel(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            size = weight.shape[0] ** -0.5 if weight.ndim == 2 and ".h." in name else 0.1
+            weight.copy_(
+                float("ln_" in name and name.endswith("weight")) + size * torch.randn(weight.shape, generator=generator)
+            )
+    return model
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    """The lab model's tokenizer."""
+    return load_tokenizer("lab")
+
+
+@pytest.fixture(scope="session")
+def tiny(tokenizer: PreTrainedTokenizerBase):  # type: ignore[no-untyped-def]
+    """A random 3-layer GPT-2 (4 heads of size 16, context 64, the lab model's vocabulary) as a bridge."""
+    return to_bridge(random_gpt2(), tokenizer, name="tiny", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def lab():  # type: ignore[no-untyped-def]
+    """The lab model on the CPU."""
+    if not (LAB / "model.safetensors").is_file():
+        pytest.skip("the lab model's weights are not in this checkout")
+    return load("lab", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def gpt2_tokenizer() -> PreTrainedTokenizerBase:
+    """GPT-2's own tokenizer, from the shared folder."""
+    folder = SHARED / "gpt2_tokenizer"
+    if not folder.is_dir():
+        pytest.skip(f"no GPT-2 tokenizer at {folder}")
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
