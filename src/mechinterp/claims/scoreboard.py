@@ -1,6 +1,7 @@
 """The scoreboard page: paper, paper-scale run, lab run and verdict of every claim, from the results files."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,37 @@ TITLES = {"ioi": "The IOI circuit (Wang et al., 2022)"}
 HEADER = ("claim", "statement", "paper", "paper-scale run", "lab run", "verdict")
 
 
+@dataclass(frozen=True)
+class Board:
+    """One chapter of the scoreboard, its cells as plain text."""
+
+    title: str
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def board(folder: Path | None = None, chapters: Sequence[str] | None = None) -> list[Board]:
+    """The scoreboard as data, one part a chapter.
+
+    Args:
+        folder: the results folder; by default `results_folder()`.
+        chapters: which, by default all with claims.
+
+    Errors: `ValueError` for an unknown chapter or a results file that cannot be read.
+    """
+    folder = folder or results_folder()
+    parts = []
+    for chapter in chapters or CLAIMS:
+        if chapter not in CLAIMS:
+            raise ValueError(f"unknown chapter {chapter!r}; one of {', '.join(CLAIMS)}")
+        runs = {scale: _read(results_path(chapter, scale, folder)) for scale in ("paper", "lab")}
+        caption = " ".join(_summary(scale, run, len(CLAIMS[chapter])) for scale, run in runs.items())
+        rows = tuple(_row(chapter, id, runs) for id in CLAIMS[chapter])
+        parts.append(Board(TITLES.get(chapter, chapter), caption, HEADER, rows))
+    return parts
+
+
 def scoreboard(
     folder: Path | None = None,
     *,
@@ -24,31 +56,25 @@ def scoreboard(
     """All claims of the book with what is known about each; "not run yet" where that is the truth.
 
     Args:
-        folder: the results folder; by default `results_folder()`.
-        chapters: which, by default all with claims.
+        folder, chapters: as for `board`.
         style: markdown pipe tables, or HTML that needs no style sheet.
 
-    Errors: `ValueError` for a results file that cannot be read.
+    Errors: as `board`.
     """
     if style not in ("markdown", "html"):
         raise ValueError(f"style must be markdown or html, not {style!r}")
-    folder = folder or results_folder()
-    parts = []
-    for chapter in chapters or CLAIMS:
-        if chapter not in CLAIMS:
-            raise ValueError(f"unknown chapter {chapter!r}; one of {', '.join(CLAIMS)}")
-        runs = {scale: _read(results_path(chapter, scale, folder)) for scale in ("paper", "lab")}
-        title = TITLES.get(chapter, chapter)
-        caption = " ".join(_summary(scale, run, len(CLAIMS[chapter])) for scale, run in runs.items())
-        rows = [_row(chapter, id, runs) for id in CLAIMS[chapter]]
-        if style == "html":
-            cells = [[escape(cell) for cell in row[:-1]] + [_badges(row[-1])] for row in rows]
-            parts.append(f"<h2>{escape(title)}</h2>\n" + table_html(caption, HEADER, cells))
-        else:
-            lines = ["| " + " | ".join(_marked(cell) for cell in row) + " |" for row in rows]
-            rule = "|" + " --- |" * len(HEADER)
-            parts.append("\n".join([f"## {title}", "", caption, "", "| " + " | ".join(HEADER) + " |", rule, *lines]))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join((_html if style == "html" else _markdown)(part) for part in board(folder, chapters)) + "\n"
+
+
+def _html(part: Board) -> str:
+    cells = [[escape(cell) for cell in row[:-1]] + [_badges(row[-1])] for row in part.rows]
+    return f"<h2>{escape(part.title)}</h2>\n" + table_html(part.caption, part.header, cells)
+
+
+def _markdown(part: Board) -> str:
+    lines = ["| " + " | ".join(_marked(cell) for cell in row) + " |" for row in part.rows]
+    rule = "|" + " --- |" * len(part.header)
+    return "\n".join([f"## {part.title}", "", part.caption, "", "| " + " | ".join(part.header) + " |", rule, *lines])
 
 
 def _read(path: Path) -> Results | None:
@@ -68,12 +94,12 @@ def _summary(scale: str, run: Results | None, total: int) -> str:
     )
 
 
-def _row(chapter: str, id: str, runs: dict[str, Results | None]) -> list[str]:
+def _row(chapter: str, id: str, runs: dict[str, Results | None]) -> tuple[str, ...]:
     claim = CLAIMS[chapter][id]
     entries = {scale: run.claims.get(id) if run else None for scale, run in runs.items()}
     paper = f"{claim.paper_value} ({claim.where})" + (" — unverified" if claim.unverified else "")
     verdicts = "; ".join(f"{scale}: {_verdict(entry)}" for scale, entry in entries.items())
-    return [id, claim.statement, paper, _value(entries["paper"]), _value(entries["lab"]), verdicts]
+    return id, claim.statement, paper, _value(entries["paper"]), _value(entries["lab"]), verdicts
 
 
 def _verdict(entry: Entry | None) -> str:

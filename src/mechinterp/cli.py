@@ -1,0 +1,237 @@
+"""The command line: `mechinterp models`, `mechinterp chapter`, `mechinterp claims`.
+
+Exit status: 0 done, 1 something went wrong (one line on stderr says what), 2 wrong usage. A red
+verdict is a result, not an error.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import mechinterp
+from mechinterp.scales import Scale
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="An executable textbook of mechanistic interpretability."
+)
+models_app = typer.Typer(no_args_is_help=True, help="The book's models.")
+chapter_app = typer.Typer(no_args_is_help=True, help="The book's chapters.")
+claims_app = typer.Typer(no_args_is_help=True, help="What the papers claim and what the chapters measured.")
+app.add_typer(models_app, name="models")
+app.add_typer(chapter_app, name="chapter")
+app.add_typer(claims_app, name="claims")
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """One line on stderr and exit status 1 instead of a traceback."""
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    except ModuleNotFoundError as error:
+        typer.echo(f'error: {error.name} is missing; pip install "mechinterp[book]" brings it', err=True)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as error:
+        typer.echo("interrupted", err=True)
+        raise typer.Exit(130) from error
+
+
+def _print(table: Table) -> None:
+    # Wide enough for a file or a pipe, where rich would assume 80 columns.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(table)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(mechinterp.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """Models that load by name, and where they come from."""
+    with _plain_errors():
+        from mechinterp.models import describe
+
+        table = Table("name", "scale", "where", "sha256 of the weights")
+        try:
+            sha = describe("lab")["sha256"][:12]
+        except (ValueError, OSError):
+            sha = "not in this installation"
+        table.add_row("lab", "lab", "inside the package, no network", sha)
+        table.add_row("gpt2", "paper", "Hugging Face hub", "—")
+        table.add_row("any hub id", "paper", "Hugging Face hub", "—")
+        table.add_row("a folder", "any", "config.json, tokenizer.json, *.safetensors", "—")
+        _print(table)
+
+
+@models_app.command("card")
+def models_card(name: Annotated[str, typer.Argument(help="Name, hub id or folder of a model.")]) -> None:
+    """What a model was trained on and what it can do, as JSON."""
+    with _plain_errors():
+        from mechinterp.models import describe
+
+        typer.echo(json.dumps(describe(name), indent=2, ensure_ascii=False, default=str))
+
+
+@models_app.command("train")
+def models_train(
+    name: Annotated[Literal["lab"], typer.Argument(help="Which recipe.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; a run that was stopped goes on from there.")],
+    text: Annotated[
+        Path | None, typer.Option(help="Folder of .txt or .txt.xz files: train* to learn, held_out* to test.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Instead of --text: a text dataset of the Hugging Face hub.")
+    ] = None,
+    column: Annotated[str, typer.Option(help="The dataset's column of text.")] = "text",
+    documents: Annotated[int, typer.Option(min=1, help="How many documents of the dataset to read.")] = 20_000,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 8000,
+    batch: Annotated[int, typer.Option(min=1, help="Rows a step.")] = 24,
+    layers: Annotated[int, typer.Option(min=1, help="Layers.")] = 5,
+    d_model: Annotated[int, typer.Option(min=8, help="Width of the residual stream.")] = 256,
+    heads: Annotated[int, typer.Option(min=1, help="Heads a layer.")] = 8,
+    vocab_size: Annotated[int, typer.Option(min=300, help="Tokens of the vocabulary.")] = 8192,
+    generated: Annotated[float, typer.Option(min=0, max=1, help="Share of generated documents.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Seed of the weights and of every batch.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes all.")] = 0,
+) -> None:
+    """Train the lab model from text, on the CPU; kill it and start it again at any moment."""
+    with _plain_errors():
+        if (text is None) == (dataset is None):
+            raise typer.BadParameter("give --text FOLDER or --dataset NAME, one of them")
+        _restart_with_malloc()
+        import torch
+
+        from mechinterp.models import recipe
+        from mechinterp.models.training import Config
+
+        if threads:
+            torch.set_num_threads(threads)
+        config = Config(
+            n_layers=layers, n_heads=heads, d_model=d_model, vocab_size=vocab_size, batch=batch, steps=steps, seed=seed
+        )
+        source = recipe.from_folder(text) if text is not None else recipe.from_hub(str(dataset), column, documents)
+        folder = recipe.train_lab(config, source, out, generated=generated)
+        typer.echo(f'The model is in {folder}: mechinterp.models.load("{folder}")')
+
+
+@chapter_app.command("run")
+def chapter_run(
+    name: Annotated[str, typer.Argument(help="Chapter: ioi.")],
+    scale: Annotated[
+        Scale, typer.Option(help="lab: small model, CPU; paper: the paper's model; rehearsal: random weights.")
+    ] = "lab",
+    notebook: Annotated[Path | None, typer.Option(help="Run this notebook instead of the clone's.")] = None,
+    results: Annotated[Path | None, typer.Option(help="Results folder; by default the book's.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Page to write; by default _build/NAME-SCALE.html.")] = None,
+) -> None:
+    """Run a chapter headless: writes its results and a standalone HTML page."""
+    with _plain_errors():
+        from mechinterp import notebooks
+        from mechinterp.claims import results_folder
+        from mechinterp.claims.results import results_path
+        from mechinterp.files import atomic_write
+        from mechinterp.page import to_html
+
+        path = (notebook or notebooks.find_chapter(name)).resolve()
+        if not path.exists():
+            raise ValueError(f"no notebook {path}")
+        if results is not None:
+            os.environ["MECHINTERP_RESULTS"] = str(results.resolve())
+        else:
+            os.environ["MECHINTERP_RESULTS"] = str(results_folder().resolve())
+        page = html or Path("_build") / f"{name}-{scale}.html"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        began = time.perf_counter()
+        executed = _run_notebook(path, scale)
+        atomic_write(page, to_html(executed, f"{name} at {scale} scale").encode())
+        typer.echo(f"{name} at {scale} scale ran in {time.perf_counter() - began:.0f} s; page: {page}")
+        if scale != "rehearsal" and results_path(name, scale).exists():
+            typer.echo(f"results: {results_path(name, scale)}")
+
+
+def _run_notebook(path: Path, scale: str) -> Any:
+    from nbclient.exceptions import CellExecutionError
+
+    from mechinterp import notebooks
+
+    try:
+        return notebooks.run(path, {"SCALE": scale})
+    except CellExecutionError as error:
+        raise ValueError(f"{path.name} failed\n{error}") from error
+
+
+@claims_app.command("show")
+def claims_show(
+    chapter: Annotated[str | None, typer.Argument(help="Chapter: ioi; all by default.")] = None,
+    results: Annotated[Path | None, typer.Option(help="Results folder; by default the book's.")] = None,
+) -> None:
+    """The table of verdicts: paper, paper-scale run, lab run."""
+    with _plain_errors():
+        from mechinterp.claims import CLAIMS, results_folder
+        from mechinterp.claims.scoreboard import board
+
+        if chapter is not None and chapter not in CLAIMS:
+            raise ValueError(f"unknown chapter {chapter!r}; one of {', '.join(CLAIMS)}")
+        for part in board(results or results_folder(), [chapter] if chapter else None):
+            table = Table(*part.header, title=part.title, caption=part.caption, show_lines=True)
+            for row in part.rows:
+                table.add_row(*row)
+            _print(table)
+
+
+@claims_app.command("compare")
+def claims_compare(
+    old: Annotated[Path, typer.Argument(help="Results file of before, the committed one.")],
+    new: Annotated[Path, typer.Argument(help="Results file of now.")],
+) -> None:
+    """Exit status 1 if a value, a verdict or an expectation differs between two results files."""
+    with _plain_errors():
+        from mechinterp.claims import compare, read_results
+
+        changes = compare(read_results(old), read_results(new))
+        for change in changes:
+            typer.echo(str(change))
+        typer.echo(f"{new}: {len(changes)} differences from {old}")
+        if changes:
+            raise typer.Exit(1)
+
+
+def _restart_with_malloc() -> None:
+    """Start this process again with an allocator that keeps its memory: page faults cost a third otherwise."""
+    if sys.platform == "linux" and any(name not in os.environ for name in MALLOC):
+        os.environ.update(MALLOC)
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def main() -> None:
+    """Entry point of the `mechinterp` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

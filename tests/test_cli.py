@@ -1,0 +1,190 @@
+import inspect
+import json
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from typer.testing import CliRunner
+
+import mechinterp
+from mechinterp import cli
+from mechinterp.claims import Entry, Results, write_results
+
+LAB = Path(mechinterp.__file__).parent / "models/lab"
+COMMANDS = (
+    [],
+    ["models"],
+    ["models", "list"],
+    ["models", "card"],
+    ["models", "train"],
+    ["chapter"],
+    ["chapter", "run"],
+    ["claims"],
+    ["claims", "show"],
+    ["claims", "compare"],
+)
+RESULTS = Results("ioi", "lab", "0.1.0", {"name": "lab", "sha256": "ab" * 32}, "cpu", 0).with_entry(
+    "IOI-1", Entry(1.0, [0.5, 1.5], [3.0, None], "not reproduced")
+)
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    monkeypatch.setenv("MECHINTERP_RESULTS", str(tmp_path / "results"))
+    monkeypatch.chdir(tmp_path)
+    for name, value in cli.MALLOC.items():
+        monkeypatch.setenv(name, value)
+    return lambda *words: CliRunner().invoke(cli.app, [str(word) for word in words])
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help(run, command):
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+def test_version(run):
+    assert run("--version").output.strip() == mechinterp.__version__
+
+
+def test_wrong_usage_is_status_2(run):
+    assert run("claims", "hide").exit_code == 2
+    assert run("chapter", "run", "ioi", "--scale", "huge").exit_code == 2
+    assert run("models", "train", "lab").exit_code == 2
+
+
+def test_models_list(run):
+    result = run("models", "list")
+    assert result.exit_code == 0
+    assert "gpt2" in result.output
+
+
+def test_an_unknown_model_is_one_line_and_status_1(run, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = run("models", "card", "no-such-model")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.output
+
+
+def test_train_wants_one_source(run, tmp_path):
+    for words in ([], ["--text", tmp_path, "--dataset", "x"]):
+        result = run("models", "train", "lab", "--out", tmp_path / "run", *words)
+        assert result.exit_code == 2
+        assert "one of them" in result.output
+    result = run("models", "train", "lab", "--out", tmp_path / "run", "--text", tmp_path)
+    assert result.exit_code == 1
+    assert "no .txt" in result.stderr
+
+
+def test_train_starts_from_the_recipes_defaults():
+    from mechinterp.models.training import Config
+
+    defaults = {name: p.default for name, p in inspect.signature(cli.models_train).parameters.items()}
+    names = {"steps": "steps", "batch": "batch", "layers": "n_layers", "d_model": "d_model", "heads": "n_heads"}
+    names |= {"vocab_size": "vocab_size", "seed": "seed"}
+    assert {ours: getattr(Config(), theirs) for ours, theirs in names.items()} == {n: defaults[n] for n in names}
+
+
+def test_train_restarts_itself_once_for_the_allocator(monkeypatch):
+    calls = []
+    monkeypatch.setattr(cli.os, "execv", lambda *words: calls.append(words))
+    monkeypatch.setattr(cli.sys, "platform", "linux")
+    for name in cli.MALLOC:
+        monkeypatch.setenv(name, "set before")
+        monkeypatch.delenv(name)
+    cli._restart_with_malloc()
+    cli._restart_with_malloc()
+    assert len(calls) == 1
+
+
+def test_a_tiny_training_run_from_the_command_line(run, tmp_path):
+    corpus, out = tmp_path / "corpus", tmp_path / "run"
+    corpus.mkdir()
+    out.mkdir()
+    (corpus / "train_0.txt").write_text("It was a dark and stormy night. " * 500)
+    # Fitting a tokenizer takes half a minute; a run's folder may hold one already.
+    shutil.copy(LAB / "tokenizer.json", out)
+    words = ["--text", corpus, "--out", out, "--steps", 3, "--batch", 2, "--layers", 1]
+    words += ["--d-model", 16, "--heads", 2, "--threads", 1]
+    result = run("models", "train", "lab", *words)
+    assert result.exit_code == 0, result.output
+    card = json.loads((out / "model/card.json").read_text())
+    assert card["text"][0]["file"] == "train_0.txt"
+    assert len((out / "log.jsonl").read_text().splitlines()) == 3
+    weights = (out / "model/model.safetensors").read_bytes()
+    again = run("models", "train", "lab", *words)
+    assert again.exit_code == 0, again.output
+    assert (out / "model/model.safetensors").read_bytes() == weights
+    assert run("models", "train", "lab", *words[:-2], "--seed", 1).exit_code == 1
+
+
+def test_show_tells_the_truth_and_a_red_verdict_is_no_error(run, tmp_path):
+    write_results(RESULTS, tmp_path / "results")
+    result = run("claims", "show", "ioi")
+    assert result.exit_code == 0
+    assert "not reproduced" in result.output
+    assert "not run yet" in result.output
+    assert run("claims", "show").exit_code == 0
+
+
+def test_show_refuses_what_it_cannot_read(run, tmp_path):
+    assert "unknown chapter 'iou'" in run("claims", "show", "iou").stderr
+    write_results(RESULTS, tmp_path / "results").write_text("{")
+    result = run("claims", "show")
+    assert result.exit_code == 1
+    assert "not complete JSON" in result.stderr
+
+
+def test_compare_fails_on_a_silent_change(run, tmp_path):
+    old = write_results(RESULTS, tmp_path / "old")
+    entry = Entry(4.0, [3.5, 4.5], [3.0, None], "reproduced")
+    new = write_results(RESULTS.with_entry("IOI-1", entry), tmp_path / "new")
+    assert run("claims", "compare", old, old).exit_code == 0
+    result = run("claims", "compare", old, new)
+    assert result.exit_code == 1
+    assert "IOI-1: was 1, is 4" in result.output
+    assert run("claims", "compare", old, tmp_path / "none.json").exit_code == 1
+
+
+def write_notebook(path, *sources):
+    cells = [nbformat.v4.new_markdown_cell("# A chapter\n\nwith $x^2$")]
+    cells += [nbformat.v4.new_code_cell(source) for source in sources]
+    cells[1].metadata["tags"] = ["parameters"]
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+
+
+RECORD = """\
+from mechinterp.claims import Ledger
+Ledger("ioi", scale=SCALE, model={"name": "toy", "sha256": "00"}).record("IOI-1", 5.0)
+"""
+
+
+def test_a_chapter_runs_and_leaves_results_and_a_page(run, tmp_path):
+    write_notebook(tmp_path / "chapters/01_ioi.ipynb", "SCALE = None", RECORD)
+    (tmp_path / "pyproject.toml").touch()
+    result = run("chapter", "run", "ioi", "--scale", "paper")
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "_build/ioi-paper.html").read_text()
+    assert "reproduced" in page
+    assert "<math" in page
+    assert json.loads((tmp_path / "results/paper/ioi.json").read_text())["claims"]["IOI-1"]["value"] == 5.0
+
+
+def test_a_failing_cell_is_status_1_and_leaves_no_page(run, tmp_path):
+    write_notebook(tmp_path / "own.ipynb", "SCALE = None", "raise RuntimeError('broken cell')")
+    result = run("chapter", "run", "ioi", "--notebook", tmp_path / "own.ipynb", "--html", tmp_path / "page.html")
+    assert result.exit_code == 1
+    assert "broken cell" in result.stderr
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_missing_chapters_say_what_to_do(run, tmp_path):
+    assert "--notebook FILE" in run("chapter", "run", "ioi").stderr
+    write_notebook(tmp_path / "chapters/01_ioi.ipynb", "SCALE = None")
+    (tmp_path / "pyproject.toml").touch()
+    assert "there are: ioi" in run("chapter", "run", "iou").stderr
+    assert "no notebook" in run("chapter", "run", "ioi", "--notebook", tmp_path / "none.ipynb").stderr
