@@ -59,7 +59,9 @@ def main() -> None:
         text = lines(train, starts)
         for order in (3, 4, 5):
             loss = kneser_ney(args.lmplz, text, held_lines, order)
-            print(f"Kneser-Ney {order}-gram, {len(starts) * WINDOW / 1e6:.1f} M tokens ({name}): {loss:.3f}", flush=True)
+            print(
+                f"Kneser-Ney {order}-gram, {len(starts) * WINDOW / 1e6:.1f} M tokens ({name}): {loss:.3f}", flush=True
+            )
     result = text_loss(model, held)
     print(f"lab model: {result['loss']:.3f} ± {result['standard_error']:.3f}")
 

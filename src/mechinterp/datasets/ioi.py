@@ -169,7 +169,9 @@ class IOIDataset:
         Takes the logits of every position [prompt pos vocab] or of END only [prompt vocab].
         """
         end = _end_logits(self, logits)
-        return end.gather(1, self.io.to(end.device)[:, None])[:, 0] - end.gather(1, self.s.to(end.device)[:, None])[:, 0]
+        return (
+            end.gather(1, self.io.to(end.device)[:, None])[:, 0] - end.gather(1, self.s.to(end.device)[:, None])[:, 0]
+        )
 
     def io_prob(self, logits: Tensor) -> Float[Tensor, " prompt"]:
         """Probability of the IO name at END. Logits as in `logit_diff`."""
@@ -283,7 +285,9 @@ def single_token(tokenizer: PreTrainedTokenizerBase, word: str) -> int:
     ids = tokenizer.encode(" " + word, add_special_tokens=False)
     if len(ids) != 1:
         pieces = tokenizer.convert_ids_to_tokens(ids)
-        raise ValueError(f"{' ' + word!r} is {len(ids)} tokens for this tokenizer, {pieces}; use words that are one token")
+        raise ValueError(
+            f"{' ' + word!r} is {len(ids)} tokens for this tokenizer, {pieces}; use words that are one token"
+        )
     return ids[0]
 
 

@@ -195,7 +195,12 @@ def train(config: Config, mixture: Mixture, out: Path, *, every: int = 250, stop
             for opt in opts:
                 opt.step()
                 opt.zero_grad()
-            log.write(json.dumps({"step": step, "loss": round(value.item(), 6), "seconds": round(time.perf_counter() - began, 3)}) + "\n")
+            log.write(
+                json.dumps(
+                    {"step": step, "loss": round(value.item(), 6), "seconds": round(time.perf_counter() - began, 3)}
+                )
+                + "\n"
+            )
             bar.set_postfix(loss=f"{value.item():.3f}", refresh=False)
             if (step + 1) % every == 0 or step + 1 == config.steps:
                 _checkpoint(out, config, step + 1, weights, opts)
