@@ -91,8 +91,8 @@ def setup(
 
     chosen = _resolve(scale)
     if device is None:
-        accelerator = torch.accelerator.current_accelerator() if chosen != "lab" else None
-        device = "cpu" if accelerator is None else accelerator.type
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        device = "cpu" if chosen == "lab" or accelerator is None else accelerator.type
     names = {"lab": "lab", "paper": "gpt2", "rehearsal": "rehearsal"} | (models or {})
     torch.manual_seed(seed)
     torch.set_grad_enabled(False)

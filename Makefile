@@ -1,0 +1,97 @@
+# make test   every check: style, types, tests, chapters, the site in a browser
+# make book   the website, in _build/html
+#
+# Both make .venv once (Python 3.11 or 3.12, exact versions of requirements.lock) and need no network after that.
+#   make PYTHON=/opt/python3.12/bin/python3 test       another Python
+#   make TORCH_INDEX=https://download.pytorch.org/whl/cpu test
+#                                                      PyTorch without CUDA: 200 MB instead of 3 GB to fetch
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+VENV ?= .venv
+PYTHON ?=
+TORCH_INDEX ?=
+BIN := $(VENV)/bin
+# Nothing after the installation may reach for the network.
+OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=disabled TOKENIZERS_PARALLELISM=false
+CHECKED := _build/check
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+
+.NOTPARALLEL:
+.PHONY: help install test lint types unit chapters book browser paper rehearsal lock clean
+help:
+	@echo "make test    all checks           make book       build the website"
+	@echo "make lint    style                make types      mypy"
+	@echo "make unit    tests and doctests   make chapters   notebooks at lab scale, results compared"
+	@echo "make browser the site in Chromium make paper      every chapter at paper scale (network, GPU)"
+	@echo "make lock    new requirements.lock make clean      remove what was built"
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@echo "== environment: $(VENV)"
+	@python=""; for candidate in $(or $(PYTHON),python3 python3.12 python3.11 python); do \
+	  if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])' 2>/dev/null; \
+	  then python="$$candidate"; break; fi; done; \
+	if [ -z "$$python" ]; then \
+	  echo "missing: Python 3.11 or 3.12 with venv (Debian, Ubuntu: apt-get install python3-venv; or make PYTHON=/path/to/python3.12)" >&2; \
+	  exit 1; fi; \
+	"$$python" -m venv $(VENV)
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep -E '^torch==' requirements.lock)"
+	$(PIP) install -c requirements.lock -e '.[dev,bench]'
+	@touch $@
+
+test: lint types unit chapters browser
+	@echo "== all checks passed"
+
+lint: install
+	@echo "== style"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	@echo "== types"
+	$(BIN)/mypy
+
+unit: install
+	@echo "== tests"
+	$(OFFLINE) $(BIN)/python -m pytest -q --ignore tests/book
+	@echo "== examples in docstrings and README"
+	$(OFFLINE) $(BIN)/python -m pytest -q --doctest-modules src README.md --doctest-glob README.md
+
+chapters: install
+	@echo "== chapters at lab scale"
+	@rm -rf $(CHECKED) && mkdir -p $(CHECKED)
+	$(OFFLINE) MECHINTERP_SCALE=lab MECHINTERP_RESULTS=$(CURDIR)/$(CHECKED) \
+	  $(BIN)/python -m pytest -v --nbmake --nbmake-timeout=1800 chapters
+	@status=0; for old in results/lab/*.json; do \
+	  $(BIN)/mechinterp claims compare "$$old" "$(CHECKED)/lab/$$(basename "$$old")" || status=1; done; \
+	if [ $$status != 0 ]; then \
+	  echo "a value has changed: if it should have, run 'mechinterp chapter run NAME' and commit results/" >&2; fi; exit $$status
+
+book: install
+	@echo "== website"
+	$(OFFLINE) MECHINTERP_SCALE=lab $(BIN)/python book/build.py
+
+browser: book
+	@echo "== website in a browser, network off"
+	@if [ -z "$${CHROMIUM:-$$(command -v chromium || command -v chromium-browser || command -v google-chrome || true)}" ]; then \
+	  echo "missing: Chromium, needed to test the site (Debian, Ubuntu: apt-get install chromium; or CHROMIUM=/path/to/chrome)" >&2; \
+	  if [ -n "$${CI:-}" ]; then exit 1; fi; echo "browser test left out"; exit 0; fi; \
+	$(OFFLINE) $(BIN)/python -m pytest -v tests/book
+
+paper rehearsal: install
+	@for notebook in chapters/*.ipynb; do \
+	  name=$$(basename "$$notebook" .ipynb | sed -E 's/^[0-9]+[_-]//'); \
+	  $(BIN)/mechinterp chapter run "$$name" --scale $@; done
+
+lock: install
+	@{ head -n 2 requirements.lock; $(PIP) freeze --all --exclude-editable | sed 's/+cpu$$//' \
+	  | awk -F== 'NF == 2 { gsub(/[_.]/, "-", $$1); print tolower($$1) "==" $$2 }' \
+	  | grep -vE '^(pip|nvidia-.*|cuda-.*|triton)==' | LC_ALL=C sort -t= -k1,1; } > .lock.tmp
+	@mv .lock.tmp requirements.lock
+	@touch $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) _build .jupyter_cache .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,82 @@
+"""The files around the package agree with each other."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import mechinterp
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LOCK = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+
+
+def test_the_lock_pins_every_line_and_names_no_machine():
+    assert len(LOCK) > 100
+    assert [line for line in LOCK if not re.fullmatch(r"[a-z0-9-]+==[\w.]+", line)] == []
+    assert "torch==2.13.0" in LOCK
+    names = [line.split("==")[0] for line in LOCK]
+    assert sorted(set(names)) == names
+
+
+def test_the_lock_holds_everything_the_project_asks_for():
+    pinned = dict(line.split("==") for line in LOCK)
+    wanted = PROJECT["dependencies"] + [r for extra in PROJECT["optional-dependencies"].values() for r in extra]
+    for requirement in map(Requirement, wanted):
+        if requirement.name != "mechinterp":
+            assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
+
+
+def test_the_package_itself_pins_nothing():
+    assert [r for r in PROJECT["dependencies"] if "==" in r] == []
+
+
+def test_the_version_is_one():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == mechinterp.__version__
+
+
+def test_conda_installs_what_make_installs():
+    pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"][-1]["pip"]
+    makefile = (ROOT / "Makefile").read_text()
+    assert pip == ["-c requirements.lock", "-e .[dev,bench]"]
+    assert "install -c requirements.lock -e '.[dev,bench]'" in makefile
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_follow_githubs_schema(path):
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", str(path)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_call_targets_that_exist(path):
+    targets = re.findall(r"^([\w-]+(?: [\w-]+)*):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    known = {name for group in targets for name in group.split()}
+    assert set(re.findall(r"\bmake (\w+)", path.read_text())) <= known
+    assert re.findall(r"\.ci/run", path.read_text()) or "make" in path.read_text()
+
+
+def test_there_are_three_workflows():
+    assert [path.stem for path in WORKFLOWS] == ["ci", "gpu", "pages"]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_make_says_in_one_line_that_python_is_missing(tmp_path):
+    result = subprocess.run(
+        ["make", "-C", ROOT, "--no-print-directory", "install", f"VENV={tmp_path}/none", "PYTHON=/no/python"],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode != 0
+    assert "missing: Python 3.11 or 3.12 with venv" in result.stderr
+    assert not (tmp_path / "none").exists()
