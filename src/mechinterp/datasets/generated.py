@@ -67,6 +67,24 @@ _ACTIONS = (
     "{2} read a story to",
     "{2} told the news to",
 )
+# Any of the three slots can be the name that is not repeated, so only the repetition tells the answer.
+_ENCOUNTERS = (
+    "{0} called, then {1} called, then {2} called.",
+    "At the {place} we saw {0}, then {1}, then {2}.",
+    "Then, {0} waited, {1} waited and {2} waited.",
+    "First {0} came to the {place}, later {1} and later {2}.",
+    "In the morning we met {0}, at the {place} {1} and in the evening {2}.",
+    "{0} spoke, {1} spoke, and {2} spoke about the {object}.",
+    "The {object} went from {0} to {1} and then to {2}.",
+    "{0} was at the {place}. Then {1} came, and {2} came after lunch.",
+)
+# The repeated name comes first; the other one is the last name before the answer.
+_MEETINGS = (
+    "{0} was at the {place}. Then {0} saw {1}, and",
+    "After {0} came home, {0} met {1}, and",
+    "{0} had a {object}. {0} called {1} from the {place}, and then",
+    "When {0} left the {place}, {0} waited for {1}. Later",
+)
 _ASIDES = ("It was a cold day.", "Nobody else was there.", "The weather was fine.", "There was much to do.")
 _TAILS = (".", ".", ". That was all.", " and went home.", ", who was glad.", " once more.")
 
@@ -78,18 +96,28 @@ _ITEMS = tuple(
 
 
 def ioi(rng: np.random.Generator, quote: Quote) -> list[Piece]:
-    """One IOI sentence; one in eight names a third person instead, and either first name may follow."""
-    first, second = _pair(rng)
-    third = first if rng.random() < 0.5 else second
-    answer = second if third == first else first
-    if rng.random() < 0.125:
-        third = _other(rng, (first, second))
-        answer = (first, second)[rng.integers(2)]
-    opening, action, tail = _pick(rng, _OPENINGS), _pick(rng, _ACTIONS), _pick(rng, _TAILS)
-    if opening.endswith(".") and rng.random() < 0.15:
-        opening += " " + _pick(rng, _ASIDES)
-    text = f" {opening} {action} {answer}{tail}"
-    return [text.format(first, second, third, place=_pick(rng, PLACES), object=_pick(rng, OBJECTS))]
+    """Two people, one of them named twice; somebody gives something to the one named once.
+
+    Half of these are IOI sentences proper. In the others the repeated name need not be the last one, so
+    that "not the last name" is no shortcut for "not the repeated name".
+    """
+    answer, repeated = _pair(rng)
+    kind = rng.random()
+    if kind < 0.5:
+        names = [(answer, repeated), (repeated, answer)][rng.integers(2)] + (repeated,)
+        opening, subject = _pick(rng, _OPENINGS), repeated
+        if opening.endswith(".") and rng.random() < 0.15:
+            opening += " " + _pick(rng, _ASIDES)
+    elif kind < 0.85:
+        slot = rng.integers(3)
+        names = tuple(answer if i == slot else repeated for i in range(3))
+        opening, subject = _pick(rng, _ENCOUNTERS), _pick(rng, ("They", "We", "I", "The man"))
+    else:
+        names = (repeated, answer, repeated)
+        opening, subject = _pick(rng, _MEETINGS), _pick(rng, ("they", "we", "I", "the man"))
+    action = _pick(rng, _ACTIONS).replace("{2}", subject)
+    text = f" {opening} {action} {answer}{_pick(rng, _TAILS)}"
+    return [text.format(*names, place=_pick(rng, PLACES), object=_pick(rng, OBJECTS))]
 
 
 def labelled_list(rng: np.random.Generator, quote: Quote) -> list[Piece]:
@@ -152,16 +180,16 @@ def no_repeats(rng: np.random.Generator, quote: Quote) -> list[Piece]:
 
 
 MIXTURE: dict[Callable[[np.random.Generator, Quote], list[Piece]], int] = {
-    ioi: 40,
-    labelled_list: 10,
-    plain_run: 9,
-    succession_pairs: 6,
+    ioi: 46,
+    labelled_list: 9,
+    plain_run: 7,
+    succession_pairs: 5,
     repeated_tokens: 14,
     repeated_passage: 3,
-    shuffled_rows: 14,
+    shuffled_rows: 13,
     no_repeats: 6,
 }
-"""How many of a hundred generated documents are of each kind (their lengths differ: the model card has token shares)."""
+"""How many of a hundred generated documents are of each kind; their lengths differ."""
 
 
 def vocabulary() -> list[str]:
@@ -185,12 +213,6 @@ def _pair(rng: np.random.Generator) -> tuple[str, str]:
         i, j = rng.choice(len(NAMES), 2, replace=False)
         if frozenset((NAMES[i], NAMES[j])) not in _held_out():
             return NAMES[i], NAMES[j]
-
-
-def _other(rng: np.random.Generator, taken: Sequence[str]) -> str:
-    while (name := _pick(rng, NAMES)) in taken:
-        pass
-    return name
 
 
 def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
