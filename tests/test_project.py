@@ -1,5 +1,6 @@
 """The files around the package agree with each other."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -34,6 +35,20 @@ def test_the_lock_holds_everything_the_project_asks_for():
     for requirement in map(Requirement, wanted):
         if requirement.name != "mechinterp":
             assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
+
+
+def test_every_import_of_the_package_is_declared():
+    declared = {canonicalize_name(Requirement(r).name) for r in PROJECT["dependencies"]}
+    # Imported inside functions: extras of the command line and the recipe, parts of declared packages.
+    declared |= {"nbclient", "nbformat", "docutils", "markdown-it", "mdit-py-plugins", "pygments"}
+    declared |= {"datasets", "rich", "huggingface-hub", "httpx"}
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in {canonicalize_name(name.split(".")[0]) for name in names}:
+                known = name in declared | {"mechinterp"} or name.replace("-", "_") in sys.stdlib_module_names
+                assert known or name == "future", f"{path.relative_to(ROOT)} imports {name}"
 
 
 def test_the_package_itself_pins_nothing():
