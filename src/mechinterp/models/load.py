@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -279,7 +279,7 @@ def _quiet() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
+        with Path(os.devnull).open("w") as null, contextlib.redirect_stdout(null):
             yield
     finally:
         logging.set_verbosity(verbosity)

@@ -30,7 +30,7 @@ def tokenizer_folder() -> Path:
     value = os.environ.get(VARIABLE)
     if not value:
         raise ValueError(
-            f"'rehearsal' needs GPT-2's tokenizer: set {VARIABLE} to a folder that holds its tokenizer.json, or use 'lab'"
+            f"'rehearsal' needs GPT-2's tokenizer: set {VARIABLE} to a folder with its tokenizer.json, or use 'lab'"
         )
     folder = Path(value).expanduser()
     if not folder.is_dir():
