@@ -1,0 +1,18 @@
+"""Every figure in one house style: functions of tensors, each with a caption in words."""
+
+from mechinterp.viz.attention import AttentionView, attention
+from mechinterp.viz.figure import Figure
+from mechinterp.viz.plots import attention_map, bars, circuit_graph, curves, head_map, histogram, scatter
+
+__all__ = [
+    "AttentionView",
+    "Figure",
+    "attention",
+    "attention_map",
+    "bars",
+    "circuit_graph",
+    "curves",
+    "head_map",
+    "histogram",
+    "scatter",
+]

@@ -1,0 +1,244 @@
+"""Every kind of figure of the book, as functions of tensors."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from jaxtyping import Float
+from torch import Tensor
+
+from mechinterp.heads import Head
+from mechinterp.viz.figure import INK, PALETTE, Figure, finish
+
+# Low is red, high is blue, nothing is transparent, so that zero is the page itself in either theme.
+DIVERGING = [[0, "rgb(178,24,43)"], [0.5, "rgba(150,150,150,0.06)"], [1, "rgb(33,102,172)"]]
+SEQUENTIAL = [[0, "rgba(150,150,150,0.06)"], [1, "rgb(33,102,172)"]]
+
+
+def _array(x: Any) -> np.ndarray:
+    return x.detach().cpu().float().numpy() if isinstance(x, Tensor) else np.asarray(x, dtype=float)
+
+
+def head_map(
+    scores: Float[Tensor, "layer head"] | Mapping[str, Float[Tensor, "layer head"]],
+    *,
+    title: str,
+    caption: str,
+    unit: str = "relative change",
+    highlight: Mapping[Head, str] | None = None,
+) -> Figure:
+    """One cell a head: layers downwards, heads to the right; several maps share a menu.
+
+    Maps with negative values get a diverging scale with zero in the middle. `unit` names the scale;
+    "relative change" is shown in per cent. Highlighted heads are outlined, their label in the hover text.
+    """
+    maps = scores if isinstance(scores, Mapping) else {unit: scores}
+    plot = go.Figure()
+    for i, (name, values) in enumerate(maps.items()):
+        z = _array(values)
+        most = float(np.abs(z).max()) or 1.0
+        signed = z.min() < 0
+        text = [
+            [f"head {layer}.{h}" + (f", {highlight[Head(layer, h)]}" if highlight and highlight.get(Head(layer, h)) else "")
+             for h in range(z.shape[1])]
+            for layer in range(z.shape[0])
+        ]  # fmt: skip
+        form = ":+.1%" if unit == "relative change" else ":.2f"
+        plot.add_heatmap(
+            z=z,
+            colorscale=DIVERGING if signed else SEQUENTIAL,
+            zmin=-most if signed else 0,
+            zmax=most,
+            text=text,
+            hovertemplate="%{text}<br>" + unit + " %{z" + form + "}<extra></extra>",
+            xgap=2,
+            ygap=2,
+            visible=i == 0,
+            name=name,
+            colorbar={"thickness": 12, "tickformat": ".0%" if unit == "relative change" else None, "outlinewidth": 0},
+        )
+    rows, columns = z.shape
+    for head in highlight or {}:
+        plot.add_shape(
+            type="rect",
+            x0=head[1] - 0.5,
+            x1=head[1] + 0.5,
+            y0=head[0] - 0.5,
+            y1=head[0] + 0.5,
+            line={"color": PALETTE[1], "width": 2.5},
+        )
+    plot.update_xaxes(title="head", dtick=1, showgrid=False, zeroline=False, constrain="domain")
+    plot.update_yaxes(title="layer", dtick=1, showgrid=False, zeroline=False, autorange="reversed")
+    if len(maps) > 1:
+        buttons = [
+            {"label": name, "method": "update", "args": [{"visible": [j == i for j in range(len(maps))]}]}
+            for i, name in enumerate(maps)
+        ]
+        plot.update_layout(
+            updatemenus=[{"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"}]
+        )
+    return finish(plot, title, caption, height=130 + 30 * max(rows, 5))
+
+
+def histogram(values: Float[Tensor, " sample"], *, x: str, title: str, caption: str, bins: int = 40) -> Figure:
+    """Distribution of one number over prompts, with a line at zero."""
+    plot = go.Figure(go.Histogram(x=_array(values), nbinsx=bins, marker={"color": PALETTE[0], "line": {"width": 0}}))
+    plot.add_vline(x=0, line={"color": INK, "dash": "dot"})
+    plot.update_xaxes(title=x)
+    plot.update_yaxes(title="prompts")
+    return finish(plot, title, caption, height=300)
+
+
+def scatter(
+    series: Mapping[str, tuple[Any, Any]], *, x: str, y: str, title: str, caption: str, diagonal: bool = False
+) -> Figure:
+    """Points of one or more series; `diagonal` draws the line y = x."""
+    plot = go.Figure()
+    symbols = ("circle", "diamond", "cross", "square")
+    for i, (name, (xs, ys)) in enumerate(series.items()):
+        plot.add_scatter(
+            x=_array(xs),
+            y=_array(ys),
+            mode="markers",
+            name=name,
+            marker={"size": 6, "opacity": 0.7, "symbol": symbols[i % 4], "color": PALETTE[i % len(PALETTE)]},
+        )
+    if diagonal:
+        every = np.concatenate([_array(v) for pair in series.values() for v in pair])
+        ends = [float(every.min()), float(every.max())]
+        plot.add_scatter(x=ends, y=ends, mode="lines", line={"color": INK, "dash": "dot"}, name="y = x")
+    plot.update_xaxes(title=x)
+    plot.update_yaxes(title=y)
+    return finish(plot, title, caption, height=400)
+
+
+def bars(
+    values: Mapping[str, Any],
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+    *,
+    y: str,
+    title: str,
+    caption: str,
+    groups: Mapping[str, str] | None = None,
+) -> Figure:
+    """One horizontal bar a name, with its interval; bars of a group share a colour and a legend entry."""
+    kinds = list(dict.fromkeys(groups.values())) if groups else [""]
+    plot = go.Figure()
+    for i, kind in enumerate(kinds):
+        names = [n for n in values if not groups or groups[n] == kind]
+        level = [float(values[n]) for n in names]
+        error = None
+        if intervals:
+            error = {
+                "type": "data",
+                "symmetric": False,
+                "array": [max(0.0, intervals[n][1] - v) for n, v in zip(names, level, strict=True)],
+                "arrayminus": [max(0.0, v - intervals[n][0]) for n, v in zip(names, level, strict=True)],
+                "color": INK,
+            }
+        plot.add_bar(
+            y=names, x=level, error_x=error, orientation="h", name=kind, marker={"color": PALETTE[i % len(PALETTE)]}
+        )
+    plot.update_xaxes(title=y, zeroline=True)
+    plot.update_yaxes(type="category", autorange="reversed", categoryarray=list(values), categoryorder="array")
+    plot.update_layout(showlegend=bool(groups), barmode="overlay", bargap=0.3)
+    figure = finish(plot, title, caption, height=130 + 26 * len(values) + (30 if groups else 0))
+    if groups:
+        figure.plot.update_layout(legend={"y": -0.18, "yanchor": "top", "x": 0, "xanchor": "left"})
+    return figure
+
+
+def curves(
+    series: Mapping[str, tuple[Any, Any]], *, x: str, y: str, title: str, caption: str, log_x: bool = False
+) -> Figure:
+    """Lines of one or more series."""
+    plot = go.Figure()
+    for name, (xs, ys) in series.items():
+        plot.add_scatter(x=_array(xs), y=_array(ys), mode="lines", name=name)
+    plot.update_xaxes(title=x, type="log" if log_x else "linear")
+    plot.update_yaxes(title=y)
+    return finish(plot, title, caption, height=360)
+
+
+def circuit_graph(
+    nodes: Mapping[Head, Any],
+    *,
+    title: str,
+    caption: str,
+    reads: Sequence[tuple[str, str]] = (
+        ("previous token", "induction"),
+        ("duplicate token", "S-inhibition"),
+        ("induction", "S-inhibition"),
+        ("S-inhibition", "name mover"),
+        ("S-inhibition", "negative name mover"),
+        ("S-inhibition", "backup name mover"),
+        ("name mover", "logits"),
+        ("negative name mover", "logits"),
+        ("backup name mover", "logits"),
+    ),
+) -> Figure:
+    """A circuit drawn from the tokens (bottom) to the logits (top).
+
+    Args:
+        nodes: the heads, each with `.role` and `.positions` (a `circuits.Circuit` or its nodes).
+        reads: (writing role, reading role) pairs to connect; absent roles are passed over.
+    """
+    nodes = getattr(nodes, "nodes", nodes)
+    order = {"previous token": 1, "duplicate token": 1, "induction": 2, "S-inhibition": 3}
+    roles: dict[str, list[Head]] = {}
+    for head, node in nodes.items():
+        roles.setdefault(node.role, []).append(head)
+    rows: dict[int, list[str]] = {}
+    for role in roles:
+        rows.setdefault(order.get(role, 4), []).append(role)
+    place: dict[str, tuple[float, float]] = {"tokens": (0.5, 0.0), "logits": (0.5, 5.0)}
+    for level, present in rows.items():
+        for i, role in enumerate(present):
+            place[role] = ((i + 0.5) / len(present), float(level))
+    edges = [pair for pair in reads if pair[0] in place and pair[1] in place]
+    written, fed = {a for a, _ in edges}, {b for _, b in edges}
+    edges += [("tokens", role) for role in roles if role not in fed]
+    edges += [(role, "logits") for role in roles if role not in written]
+    plot = go.Figure()
+    for a, b in edges:
+        (x0, y0), (x1, y1) = place[a], place[b]
+        plot.add_annotation(
+            x=x1, y=y1 - 0.27, ax=x0, ay=y0 + 0.27, xref="x", yref="y", axref="x", ayref="y",
+            showarrow=True, arrowhead=2, arrowwidth=1.5, arrowcolor=INK, text="",
+        )  # fmt: skip
+    for i, (role, (x, y)) in enumerate(place.items()):
+        heads = roles.get(role, [])
+        where = ", ".join(nodes[heads[0]].positions) if heads else ""
+        lines = [", ".join(map(str, heads[j : j + 4])) for j in range(0, len(heads), 4)]
+        label = f"<b>{role}</b>" + (f" ({where})" if where else "") + "".join(f"<br>{line}" for line in lines)
+        colour = PALETTE[i % len(PALETTE)] if heads else INK
+        plot.add_annotation(
+            x=x, y=y, text=label, showarrow=False, bordercolor=colour, borderwidth=2, borderpad=5,
+            bgcolor="rgba(128,138,152,0.12)", font={"size": 12},
+        )  # fmt: skip
+    plot.update_xaxes(visible=False, range=[-0.02, 1.02], fixedrange=True)
+    plot.update_yaxes(visible=False, range=[-0.5, 5.5], fixedrange=True)
+    return finish(plot, title, caption, height=560)
+
+
+def attention_map(
+    pattern: Float[Tensor, "head query key"], tokens: Sequence[str], labels: Sequence[str], *, title: str, caption: str
+) -> Figure:
+    """Attention patterns as heat maps with a menu of heads; works where scripts of `attention` do not."""
+    maps = _array(pattern)
+    plot = go.Figure()
+    ticks = [f"{i} {t.strip() or repr(t)}" for i, t in enumerate(tokens)]
+    for i, (z, label) in enumerate(zip(maps, labels, strict=True)):
+        plot.add_heatmap(
+            z=z, x=ticks, y=ticks, colorscale=SEQUENTIAL, zmin=0, zmax=1, visible=i == 0, name=label, showscale=False,
+            hovertemplate="from %{y} to %{x}: %{z:.2f}<extra>" + label + "</extra>",
+        )  # fmt: skip
+    plot.update_yaxes(autorange="reversed", showgrid=False)
+    plot.update_xaxes(tickangle=-60, showgrid=False)
+    buttons = [
+        {"label": label, "method": "update", "args": [{"visible": [j == i for j in range(len(maps))]}]}
+        for i, label in enumerate(labels)
+    ]
+    plot.update_layout(updatemenus=[{"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"}])
+    return finish(plot, title, caption, height=160 + 20 * len(tokens))
