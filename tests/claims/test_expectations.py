@@ -72,7 +72,7 @@ def test_numbers_and_heads_become_plain():
 
 
 def test_words_and_json():
-    assert describe({"LD": Range(3), "heads": Size(1, 4)}) == "LD at least 3; heads 1 to 4 of them"
+    assert describe({"LD": Range(3), "heads": Size(1, 4)}) == "LD: at least 3; heads: 1 to 4 heads"
     assert to_json({"LD": Range(3), "heads": Includes(["1.1"])}) == {"LD": [3, None], "heads": {"include": ["1.1"]}}
     assert to_json(None) is None
     assert show(None) == "—"

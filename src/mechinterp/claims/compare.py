@@ -40,7 +40,7 @@ def compare(old: Results, new: Results, *, rtol: float = 0.02, atol: float = 0.0
             changes.append(Change(id, "was recorded, is missing" if after is None else "is new, was not recorded"))
             continue
         if not _close(before.value, after.value, rtol, atol):
-            changes.append(Change(id, f"was {_text(before.value)}, is {_text(after.value)}"))
+            changes.append(Change(id, f"was {show(before.value)}, is {show(after.value)}"))
         # The ends of an interval are noisier than the value; only whether there is one is compared.
         if (before.interval is None) != (after.interval is None):
             changes.append(Change(id, "has gained or lost its interval"))
@@ -58,7 +58,3 @@ def _close(a: Any, b: Any, rtol: float, atol: float) -> bool:
     if isinstance(a, int | float) and isinstance(b, int | float):
         return abs(a - b) <= atol + rtol * abs(a)
     return bool(a == b)
-
-
-def _text(value: Any) -> str:
-    return show(value)

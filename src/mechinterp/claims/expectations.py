@@ -20,6 +20,8 @@ class Range:
 
     >>> Range(0.985).holds(0.993), str(Range(3.31, 3.81)), str(Range(hi=0))
     (True, '3.31 to 3.81', 'at most 0')
+    >>> str(Range())
+    'any number'
     """
 
     lo: float = -math.inf
@@ -35,8 +37,8 @@ class Range:
 
     def __str__(self) -> str:
         if math.isinf(self.lo):
-            return f"at most {self.hi:g}"
-        return f"at least {self.lo:g}" if math.isinf(self.hi) else f"{self.lo:g} to {self.hi:g}"
+            return "any number" if math.isinf(self.hi) else f"at most {_number(self.hi)}"
+        return f"at least {_number(self.lo)}" if math.isinf(self.hi) else f"{_number(self.lo)} to {_number(self.hi)}"
 
     def json(self) -> Any:
         """`[lo, hi]`, an open end as null."""
@@ -97,8 +99,8 @@ class Includes:
 class Size:
     """A set with between `lo` and `hi` members, whichever they are.
 
-    >>> Size(1, 6).holds(["3.2"]), str(Size(1, 6)), str(Size(1))
-    (True, '1 to 6 of them', 'at least 1')
+    >>> Size(1, 6).holds(["3.2"]), str(Size(1, 6)), str(Size(1)), str(Size(0, 4))
+    (True, '1 to 6 heads', 'at least 1 head', 'at most 4 heads')
     """
 
     lo: int = 0
@@ -109,7 +111,9 @@ class Size:
         return self.lo <= len(set(value)) and (self.hi is None or len(set(value)) <= self.hi)
 
     def __str__(self) -> str:
-        return f"at least {self.lo}" if self.hi is None else f"{self.lo} to {self.hi} of them"
+        if self.hi is None:
+            return f"at least {self.lo} head{'s' * (self.lo != 1)}" if self.lo else "any heads"
+        return f"{self.lo} to {self.hi} heads" if self.lo else f"at most {self.hi} heads"
 
     def json(self) -> Any:
         """`{"size": [lo, hi]}`."""
@@ -141,7 +145,7 @@ def holds(expected: Expectation, value: Value) -> bool:
 def clean(value: Any) -> Value:
     """Any number, set or table of them as plain JSON types; heads become strings.
 
-    Zero-dimensional tensors and arrays count as numbers. Errors: `ValueError` for NaN, infinity or
+    Zero-dimensional tensors and arrays count as numbers; six digits are kept. Errors: `ValueError` for NaN, infinity or
     anything else.
 
     >>> clean({"lower": [(9, 6)], "share": 1})
@@ -152,29 +156,31 @@ def clean(value: Any) -> Value:
     return _clean_leaf(value, "")
 
 
-def show(value: Value | None) -> str:
-    """A value in a few characters.
+def show(value: Value | None, interval: Any = None) -> str:
+    """A value in a few characters, each number or head with its interval if it has one.
 
-    >>> show(0.99312), show(["9.6", "9.9"]), show({"LD": 3.5, "with IO": 1.25}), show([])
-    ('0.993', '9.6, 9.9', 'LD 3.5; with IO 1.25', 'none')
+    >>> show(0.99312, [0.98, 1.0])
+    '0.993 [0.98, 1]'
+    >>> show({"LD": 3.5, "heads": ["9.6", "9.9"]}, {"LD": [3, 4], "9.6": [-0.2, -0.1]})
+    'LD: 3.5 [3, 4]; heads: 9.6 [−0.2, −0.1], 9.9'
+    >>> show([]), show(None)
+    ('none', '—')
     """
     if value is None:
         return "—"
     if isinstance(value, dict):
-        return "; ".join(f"{key} {show(item)}" for key, item in value.items())
-    if isinstance(value, list):
-        return ", ".join(value) or "none"
-    return f"{value:.3g}"
+        return "; ".join(f"{key}: {_show_leaf(item, interval, key)}" for key, item in value.items())
+    return _show_leaf(value, interval, None)
 
 
 def describe(expected: Expectation) -> str:
     """An expectation in words.
 
     >>> describe({"LD": Range(3.1, 3.9), "heads": Size(1)})
-    'LD 3.1 to 3.9; heads at least 1'
+    'LD: 3.1 to 3.9; heads: at least 1 head'
     """
     if isinstance(expected, dict):
-        return "; ".join(f"{key} {rule}" for key, rule in expected.items())
+        return "; ".join(f"{key}: {rule}" for key, rule in expected.items())
     return str(expected)
 
 
@@ -194,12 +200,27 @@ def _clean_leaf(value: Any, where: str) -> Leaf:
             raise ValueError(
                 f"the value{where} is {number}; a claim needs a finite number: check the logits and the intervention"
             )
-        return number
+        return float(f"{number:.6g}")
     if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
         items = list(value)
         if all(isinstance(item, str) for item in items) or all(_is_head(item) for item in items):
             return [item if isinstance(item, str) else f"{item[0]}.{item[1]}" for item in items]
     raise ValueError(f"the value{where} must be a number or a list of heads or names, not {value!r}")
+
+
+def _show_leaf(value: Leaf, interval: Any, key: str | None) -> str:
+    pairs = interval if isinstance(interval, dict) else {None: interval}
+    if isinstance(value, list):
+        return ", ".join(name + _show_pair(pairs.get(name)) for name in value) or "none"
+    return _number(value) + _show_pair(pairs.get(key))
+
+
+def _show_pair(pair: Any) -> str:
+    return "" if pair is None else f" [{_number(pair[0])}, {_number(pair[1])}]"
+
+
+def _number(x: float) -> str:
+    return f"{x:.3g}".replace("-", "−")
 
 
 def _is_head(item: Any) -> bool:

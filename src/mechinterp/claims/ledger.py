@@ -56,7 +56,7 @@ class Card:
         )
 
     def __str__(self) -> str:
-        measured = show(self.value) + show_interval(self.interval) if self.value is not None else "not measured"
+        measured = show(self.value, self.interval) if self.value is not None else "not measured"
         note = f" ({self.note})" if self.note else ""
         return (
             f"{self.claim.id} {self.verdict}: {self.claim.statement}. Paper: {self.claim.paper_value}. "
@@ -68,7 +68,7 @@ class Card:
         rows = [
             ("paper", paper + (" — unverified" if self.claim.unverified else "")),
             (f"expected at {self.scale} scale", self.expected),
-            ("measured", _measured(self.value, self.interval)),
+            ("measured", show(self.value, self.interval)),
             ("how", self.claim.measure),
         ]
         return card_html(self.claim.id, self.claim.statement, self.verdict, rows, self.note)
@@ -180,7 +180,7 @@ class Ledger:
         rows = []
         for claim in CLAIMS[self.chapter].values():
             card = self._cards.get(claim.id)
-            value = "—" if card is None else _measured(card.value, card.interval)
+            value = "—" if card is None else show(card.value, card.interval)
             verdict = "not run yet" if card is None else card.verdict
             rows.append((claim.id, claim.statement, f"{claim.paper_value} ({claim.where})", value, verdict))
         count = sum(card.verdict == "reproduced" for card in self._cards.values())
@@ -208,23 +208,6 @@ class Ledger:
         return card
 
 
-def show_interval(interval: Any) -> str:
-    """An interval after its value.
-
-    >>> show_interval([3.1, 3.9]), show_interval({"LD": [3.1, 3.9]}), show_interval(None)
-    (' [3.1, 3.9]', ' [LD 3.1, 3.9]', '')
-    """
-    if interval is None:
-        return ""
-    if isinstance(interval, dict):
-        return " [" + "; ".join(f"{key} {lo:.3g}, {hi:.3g}" for key, (lo, hi) in interval.items()) + "]"
-    return f" [{interval[0]:.3g}, {interval[1]:.3g}]"
-
-
-def _measured(value: Value | None, interval: Any) -> str:
-    return "—" if value is None else show(value) + show_interval(interval)
-
-
 def _clean_interval(interval: Any, value: Value) -> Any:
     if interval is None:
         return None
@@ -250,4 +233,4 @@ def _pair(pair: Sequence[Any]) -> list[float]:
         raise ValueError(f"an interval is a pair (lo, hi), not {pair!r}") from error
     if not (math.isfinite(lo) and math.isfinite(hi) and lo <= hi):
         raise ValueError(f"an interval needs finite ends in order, got ({lo}, {hi})")
-    return [lo, hi]
+    return [float(f"{end:.6g}") for end in (lo, hi)]

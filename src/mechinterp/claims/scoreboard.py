@@ -8,7 +8,6 @@ from typing import Literal
 
 from mechinterp.claims.expectations import show
 from mechinterp.claims.html import MARKS, badge, table_html
-from mechinterp.claims.ledger import show_interval
 from mechinterp.claims.registry import CLAIMS
 from mechinterp.claims.results import Entry, Results, read_results, results_folder, results_path
 
@@ -110,7 +109,7 @@ def _value(entry: Entry | None) -> str:
     if entry is None:
         return "not run yet"
     note = f" ({entry.note})" if entry.note else ""
-    return (show(entry.value) + show_interval(entry.interval) if entry.value is not None else "not measured") + note
+    return (show(entry.value, entry.interval) if entry.value is not None else "not measured") + note
 
 
 def _badges(verdicts: str) -> str:
