@@ -1,7 +1,10 @@
 """Fixtures that every part of the tests shares; models are built once a session and must not be changed."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported: no test asks the network
 
 import pytest
 import torch
@@ -15,7 +18,6 @@ SHARED = ROOT.parent / "shared"
 """Data beside the project (GPT-2's tokenizer and attention weights); tests that need it skip without it."""
 
 torch.set_num_threads(1)
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def random_gpt2(
@@ -44,6 +46,20 @@ def random_gpt2(
 
 
 @pytest.fixture(scope="session")
+def make_gpt2() -> Callable[..., GPT2LMHeadModel]:
+    """`random_gpt2`, for tests that need a raw Hugging Face model of their own."""
+    return random_gpt2
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of data beside the project."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no shared data at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerBase:
     """The lab model's tokenizer."""
     return load_tokenizer("lab")
@@ -64,11 +80,8 @@ def lab():  # type: ignore[no-untyped-def]
 
 
 @pytest.fixture(scope="session")
-def gpt2_tokenizer() -> PreTrainedTokenizerBase:
+def gpt2_tokenizer(shared: Path) -> PreTrainedTokenizerBase:
     """GPT-2's own tokenizer, from the shared folder."""
-    folder = SHARED / "gpt2_tokenizer"
-    if not folder.is_dir():
-        pytest.skip(f"no GPT-2 tokenizer at {folder}")
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(shared / "gpt2_tokenizer")

@@ -96,7 +96,7 @@ def describe(name: str | Path = "lab", *, revision: str | None = None) -> dict[s
 
 def to_bridge(
     model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     name: str = "local",
     device: str | torch.device | None = None,
@@ -169,7 +169,7 @@ def _hub(name: str, revision: str | None, weights: bool) -> Path:
             f"unknown model {name!r}: not 'lab', not 'rehearsal', no such folder, and the hub has no public model "
             "of this name (a private one needs `hf auth login`)"
         ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, ConnectionError, TimeoutError) as error:
         raise ConnectionError(
             f"{name!r} is not in the local cache and the Hugging Face hub cannot be reached. Three ways out: connect "
             "once so that the model is downloaded and cached; pass the path of a local folder that holds it; or use "

@@ -79,6 +79,7 @@ def build(
 
     d_model = space["tok"].shape[1]
     d_head = d_model // n_heads
+    idle = min(8, d_head)
     config = GPT2Config(
         n_layer=n_layers,
         n_head=n_heads,
@@ -114,7 +115,7 @@ def build(
             q, k, v = block.attn.c_attn.weight.view(d_model, 3, n_heads, d_head).unbind(1)
             out = block.attn.c_proj.weight.view(n_heads, d_head, d_model)
             for head in range(n_heads):
-                wiring = heads.get(Head(layer, head)) or Wiring(random(8), random(8), random(8), scratch(8))
+                wiring = heads.get(Head(layer, head)) or Wiring(random(idle), random(idle), random(idle), scratch(idle))
                 r, s = len(wiring.query), len(wiring.value)
                 if max(r, s) > d_head:
                     raise ValueError(f"head {layer}.{head} uses {max(r, s)} features, a head has {d_head}")
