@@ -72,8 +72,7 @@ chapters: install
 
 book: install
 	@echo "== website"
-	@mkdir -p _build/results && cp -r results/. _build/results/
-	$(OFFLINE) MECHINTERP_SCALE=lab MECHINTERP_RESULTS=$(CURDIR)/_build/results $(BIN)/python book/build.py
+	$(OFFLINE) MECHINTERP_SCALE=lab $(BIN)/python book/build.py
 
 browser: book
 	@echo "== website in a browser, network off"

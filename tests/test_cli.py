@@ -159,12 +159,12 @@ def write_notebook(path, *sources):
 
 RECORD = """\
 from mechinterp.claims import Ledger
-Ledger("ioi", scale=SCALE, model={"name": "toy", "sha256": "00"}).record("IOI-1", 5.0)
+Ledger("ioi", scale=scale, model={"name": "toy", "sha256": "00"}).record("IOI-1", 5.0)
 """
 
 
 def test_a_chapter_runs_and_leaves_results_and_a_page(run, tmp_path):
-    write_notebook(tmp_path / "chapters/01_ioi.ipynb", "SCALE = None", RECORD)
+    write_notebook(tmp_path / "chapters/01_ioi.ipynb", "scale = None", RECORD)
     (tmp_path / "pyproject.toml").touch()
     result = run("chapter", "run", "ioi", "--scale", "paper")
     assert result.exit_code == 0, result.output
@@ -175,7 +175,7 @@ def test_a_chapter_runs_and_leaves_results_and_a_page(run, tmp_path):
 
 
 def test_a_failing_cell_is_status_1_and_leaves_no_page(run, tmp_path):
-    write_notebook(tmp_path / "own.ipynb", "SCALE = None", "raise RuntimeError('broken cell')")
+    write_notebook(tmp_path / "own.ipynb", "scale = None", "raise RuntimeError('broken cell')")
     result = run("chapter", "run", "ioi", "--notebook", tmp_path / "own.ipynb", "--html", tmp_path / "page.html")
     assert result.exit_code == 1
     assert "broken cell" in result.stderr
@@ -184,7 +184,7 @@ def test_a_failing_cell_is_status_1_and_leaves_no_page(run, tmp_path):
 
 def test_missing_chapters_say_what_to_do(run, tmp_path):
     assert "--notebook FILE" in run("chapter", "run", "ioi").stderr
-    write_notebook(tmp_path / "chapters/01_ioi.ipynb", "SCALE = None")
+    write_notebook(tmp_path / "chapters/01_ioi.ipynb", "scale = None")
     (tmp_path / "pyproject.toml").touch()
     assert "there are: ioi" in run("chapter", "run", "iou").stderr
     assert "no notebook" in run("chapter", "run", "ioi", "--notebook", tmp_path / "none.ipynb").stderr

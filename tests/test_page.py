@@ -30,6 +30,13 @@ def test_a_page_needs_nothing_from_outside():
     assert "A &lt;title&gt;" in html
 
 
+def test_a_large_script_of_several_figures_is_written_once():
+    bundle = nbformat.v4.new_output("display_data", data={"text/html": f"<script>{'x' * 200_000}</script><p>view</p>"})
+    html = page(code("a", bundle), code("b", bundle))
+    assert html.count("x" * 200_000) == 1
+    assert html.count("<p>view</p>") == 2
+
+
 def test_outputs_are_escaped_and_progress_bars_left_out():
     out = nbformat.v4.new_output("stream", name="stdout", text="1 < 2 \x1b[31mred\x1b[0m")
     err = nbformat.v4.new_output("stream", name="stderr", text="50%|#####")
@@ -74,12 +81,12 @@ def test_markdown(source, part):
 
 
 def test_parameters_are_injected_after_their_cell():
-    notebook = nbformat.v4.new_notebook(cells=[code("SCALE = None", tags=["parameters"], count=None)])
-    injected = inject(notebook, {"SCALE": "paper"})
-    assert [cell.source for cell in injected.cells] == ["SCALE = None", "SCALE = 'paper'"]
+    notebook = nbformat.v4.new_notebook(cells=[code("scale = None", tags=["parameters"], count=None)])
+    injected = inject(notebook, {"scale": "paper"})
+    assert [cell.source for cell in injected.cells] == ["scale = None", "scale = 'paper'"]
     assert len(notebook.cells) == 1
-    with pytest.raises(ValueError, match="does not set SIZE"):
-        inject(notebook, {"SIZE": 3})
+    with pytest.raises(ValueError, match="does not set size"):
+        inject(notebook, {"size": 3})
     with pytest.raises(ValueError, match="no cell tagged"):
         inject(nbformat.v4.new_notebook(), {})
 

@@ -179,7 +179,7 @@ def _run_notebook(path: Path, scale: str) -> Any:
     from mechinterp import notebooks
 
     try:
-        return notebooks.run(path, {"SCALE": scale})
+        return notebooks.run(path, {"scale": scale})
     except CellExecutionError as error:
         raise ValueError(f"{path.name} failed\n{error}") from error
 

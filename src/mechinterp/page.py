@@ -35,7 +35,7 @@ def to_html(notebook: Any, title: str) -> str:
     """
     from pygments.formatters import HtmlFormatter
 
-    body = [_cell(cell) for cell in notebook.cells]
+    body = _once([_cell(cell) for cell in notebook.cells])
     scripts = _plotly_script() if any('class="plotly-graph-div"' in part for part in body) else ""
     light, dark = (HtmlFormatter(style=name).get_style_defs("pre") for name in ("default", "monokai"))
     dark = re.sub(r"background[^;}]*;?", "", dark)
@@ -47,6 +47,20 @@ def to_html(notebook: Any, title: str) -> str:
         + "\n".join(part for part in body if part)
         + "\n</body></html>\n"
     )
+
+
+def _once(parts: list[str]) -> list[str]:
+    """Keep the first of every large script that several figures bring along."""
+    seen: set[str] = set()
+
+    def first(script: re.Match[str]) -> str:
+        if len(script[0]) < 100_000:
+            return script[0]
+        known = script[0] in seen
+        seen.add(script[0])
+        return "" if known else script[0]
+
+    return [re.sub(r"<script\b[^>]*>.*?</script>", first, part, flags=re.DOTALL) for part in parts]
 
 
 def _plotly_script() -> str:
