@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -236,7 +236,7 @@ def _raw_model(folder: Path) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     with _quiet():
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32,
             use_safetensors=True,
@@ -245,6 +245,7 @@ def _raw_model(folder: Path) -> "PreTrainedModel":
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
+    model, info = loaded
     wrong = sorted(info["missing_keys"]) + [str(k) for k in sorted(info["mismatched_keys"], key=str)]
     if wrong:
         raise ValueError(

@@ -8,7 +8,7 @@ multiplies back. What remains of the layer norm is a relative error below 1 %.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -92,7 +92,7 @@ def build(
         tie_word_embeddings=False,
         architectures=["GPT2LMHeadModel"],
     )
-    model = GPT2LMHeadModel(config)
+    model: Any = GPT2LMHeadModel(config)
     generator = torch.Generator().manual_seed(seed)
 
     def random(rows: int) -> Tensor:
