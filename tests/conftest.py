@@ -1,11 +1,12 @@
 """Fixtures that every part of the tests shares; models are built once a session and must not be changed."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported: no test asks the network
 
+import jaxtyping
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
@@ -43,6 +44,15 @@ def random_gpt2(
                 float("ln_" in name and name.endswith("weight")) + size * torch.randn(weight.shape, generator=generator)
             )
     return model
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """No shape and type checking, which only tests have: what a user's wrong argument meets instead."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(scope="session")
