@@ -53,7 +53,8 @@ class HeadWeights:
             if not (folder / name).is_file():
                 raise ValueError(f"{folder} has no {name}; give a folder with a GPT-2 checkpoint in safetensors")
         config = json.loads((folder / "config.json").read_text())
-        heads, parts = config["n_head"], {n: [] for n in "QKVO"}
+        heads = config["n_head"]
+        parts: dict[str, list[Tensor]] = {n: [] for n in "QKVO"}
         with safe_open(folder / "model.safetensors", "pt") as file:
             stored = {key.removeprefix("transformer."): key for key in file.keys()}
 

@@ -74,7 +74,7 @@ class Wiring:
         return result
 
     def _rows(self) -> list[tuple[str, ...]]:
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for c in self.connections:
             placed = ", ".join(f"{w}: {r}" for w, r in sorted(c.ranks.items(), key=lambda item: item[1]))
             strongest = ", ".join(c.strongest)

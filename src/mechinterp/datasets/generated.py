@@ -103,6 +103,7 @@ def ioi(rng: np.random.Generator, quote: Quote) -> list[Piece]:
     """
     answer, repeated = _pair(rng)
     kind = rng.random()
+    names: tuple[str, ...]
     if kind < 0.5:
         names = [(answer, repeated), (repeated, answer)][rng.integers(2)] + (repeated,)
         opening, subject = _pick(rng, _OPENINGS), repeated
@@ -216,7 +217,7 @@ def _pair(rng: np.random.Generator) -> tuple[str, str]:
 
 
 def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    return options[rng.integers(len(options))]
+    return options[int(rng.integers(len(options)))]
 
 
 def _some(rng: np.random.Generator, k: int) -> list[str]:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechinterp.datasets import generated, ioi
-from mechinterp.datasets.ordinals import HELD_OUT_TASK, TASKS, Task
+from mechinterp.datasets.ordinals import TASKS, Task
 
 FILLER = (
     "the man came back to the house with a letter",
@@ -62,7 +62,7 @@ def induction(model: Any, *, n: int = 32, length: int = 50, seed: int = 0) -> di
 
 
 def succession_prompts(kind: str, tasks: Sequence[Task] = tuple(TASKS.values())) -> list[tuple[str, str]]:
-    """(prompt, answer) pairs; the item to be incremented is the last word (`adjacent`) or lies in a passage (`fetched`)."""
+    """(prompt, answer) pairs; the item to be incremented comes last (`adjacent`) or lies in a passage (`fetched`)."""
     prompts = []
     for task in tasks:
         words = (*task.words, *task.words[:2]) if task.cyclic else task.words

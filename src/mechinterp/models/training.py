@@ -123,7 +123,7 @@ class _BlockLoss(torch.autograd.Function):
         return total / len(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_w = ctx.saved_tensors
         return grad * grad_x, grad * grad_w, None, None
 
