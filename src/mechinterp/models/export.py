@@ -13,7 +13,7 @@ from mechinterp.models.mixture import EOT
 from mechinterp.models.training import Config, Weights
 
 LARGEST = 16_000_000
-"""Bytes that a folder may hold: the model lives inside the package."""
+"""Bytes that a model inside the package may take."""
 _VECTORS = {"b_O": "attn.c_proj.bias", "b_in": "mlp.c_fc.bias", "b_out": "mlp.c_proj.bias"}
 _MATRICES = {"W_O": "attn.c_proj.weight", "W_in": "mlp.c_fc.weight", "W_out": "mlp.c_proj.weight"}
 _NORMS = {
@@ -68,11 +68,16 @@ def hugging_face_config(config: Config) -> dict[str, Any]:
     }
 
 
-def save(folder: Path, weights: Weights, config: Config, tokenizer: Tokenizer) -> None:
+def save(
+    folder: Path, weights: Weights, config: Config, tokenizer: Tokenizer, *, largest: int | None = LARGEST
+) -> None:
     """Write a folder that `mechinterp.models.load` and transformers read; weights in fp16, each file atomically.
 
-    Errors: `ValueError` if a weight does not fit into fp16, or if the folder would hold more than 16 MB; nothing
-        is written then.
+    Args:
+        largest: bytes that the folder may hold; None for no limit.
+
+    Errors: `ValueError` if a weight does not fit into fp16, or if the folder would be larger than allowed;
+        nothing is written then.
     """
     from safetensors.torch import save as serialise
 
@@ -92,9 +97,9 @@ def save(folder: Path, weights: Weights, config: Config, tokenizer: Tokenizer) -
         "model.safetensors": serialise(half, {"format": "pt"}),
     }
     size = sum(map(len, files.values()))
-    if size > LARGEST:
+    if largest is not None and size > largest:
         raise ValueError(
-            f"the model takes {size / 1e6:.1f} MB, at most {LARGEST / 1e6:.0f} are allowed; make it smaller"
+            f"the model takes {size / 1e6:.1f} MB, at most {largest / 1e6:.0f} are allowed; make it smaller"
         )
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():

@@ -27,10 +27,10 @@ def read_texts(source: Path, pattern: str = "train*") -> Iterator[str]:
             yield from file.read().split("\0")
 
 
-def fit_tokenizer(texts: Iterator[str], vocab_size: int = 8192) -> Tokenizer:
+def fit_tokenizer(texts: Iterator[str], vocab_size: int = 8192, *, emphasis: int = 20_000) -> Tokenizer:
     """Byte-level BPE in which every word of the generated documents is one token.
 
-    The words are repeated often enough to win their merges; the rest of the vocabulary is the text's.
+    The words are read `emphasis` times, enough to win their merges; the rest of the vocabulary is the text's.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -41,7 +41,7 @@ def fit_tokenizer(texts: Iterator[str], vocab_size: int = 8192) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    forced = "".join(f" {word}" for word in vocabulary()) * 20_000
+    forced = "".join(f" {word}" for word in vocabulary()) * emphasis
 
     def everything() -> Iterator[str]:
         yield from texts

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Int
 from tokenizers import Tokenizer
 
 from mechinterp.files import atomic_write
-from mechinterp.models.mixture import EOT, Mixture, encode_corpus, fit_tokenizer, read_texts
-from mechinterp.models.training import Config, Weights, train
+from mechinterp.models.export import save
+from mechinterp.models.mixture import Mixture, encode_corpus, fit_tokenizer, read_texts
+from mechinterp.models.training import Config, train
 
 FIT_CHARACTERS = 60_000_000
 """How much of the corpus the tokenizer is fitted on."""
@@ -100,79 +100,14 @@ def train_lab(config: Config, source: Source, out: Path, *, generated: float = 0
         "real_tokens": len(real),
         "text": source.origin,
     }
-    folder = save_model(weights, config, tokenizer, out / "model", card)
+    folder = out / "model"
+    save(folder, weights, config, tokenizer, largest=None)
+    atomic_write(folder / "card.json", _json(card))
     if source.held_out is not None:
         held_out = _encoded(out / "held_out.npy", tokenizer, source.held_out)
         card |= {"measured": _measure(folder, held_out)}
         atomic_write(folder / "card.json", _json(card))
     return folder
-
-
-def save_model(weights: Weights, config: Config, tokenizer: Tokenizer, folder: Path, card: dict[str, Any]) -> Path:
-    """Write a Hugging Face GPT-2 folder: config, tokenizer, fp16 safetensors and card; returns the folder.
-
-    Errors: `ValueError` if a weight is not finite in fp16.
-    """
-    from safetensors.torch import save
-
-    tensors = {name: w.to(torch.float16).contiguous() for name, w in to_gpt2(weights, config).items()}
-    for name, w in tensors.items():
-        if not torch.isfinite(w).all():
-            raise ValueError(f"{name} is not finite in fp16; the run has diverged, lower the learning rate")
-    shape = {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "activation_function": "gelu_new",
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "pad_token_id": 0,
-        "layer_norm_epsilon": 1e-5,
-        "n_ctx": config.n_ctx,
-        "n_positions": config.n_ctx,
-        "n_embd": config.d_model,
-        "n_head": config.n_heads,
-        "n_layer": config.n_layers,
-        "tie_word_embeddings": True,
-        "torch_dtype": "float16",
-        "vocab_size": config.vocab_size,
-    }
-    special = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), EOT)
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.n_ctx, **special}
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(folder / "tokenizer.json", tokenizer.to_str().encode())
-    atomic_write(folder / "tokenizer_config.json", _json(settings))
-    atomic_write(folder / "config.json", _json(shape))
-    atomic_write(folder / "card.json", _json(card))
-    atomic_write(folder / "model.safetensors", save(tensors, {"format": "pt"}))
-    return folder
-
-
-def to_gpt2(weights: Weights, config: Config) -> Weights:
-    """The same weights under the names and in the shapes of Hugging Face's `GPT2LMHeadModel`."""
-    gpt2 = {
-        "transformer.wte.weight": weights["wte"],
-        "transformer.wpe.weight": weights["wpe"],
-        "transformer.ln_f.weight": weights["ln_f.w"],
-        "transformer.ln_f.bias": weights["ln_f.b"],
-    }
-    for i in range(config.n_layers):
-        ours, theirs = f"h.{i}.", f"transformer.h.{i}."
-        gpt2 |= {
-            theirs + "attn.c_attn.weight": torch.cat([weights[ours + f"W_{s}"] for s in "QKV"], 1),
-            theirs + "attn.c_attn.bias": torch.cat([weights[ours + f"b_{s}"] for s in "QKV"]),
-            theirs + "attn.c_proj.weight": weights[ours + "W_O"],
-            theirs + "attn.c_proj.bias": weights[ours + "b_O"],
-            theirs + "mlp.c_fc.weight": weights[ours + "W_in"],
-            theirs + "mlp.c_fc.bias": weights[ours + "b_in"],
-            theirs + "mlp.c_proj.weight": weights[ours + "W_out"],
-            theirs + "mlp.c_proj.bias": weights[ours + "b_out"],
-        }
-        for ln in ("ln_1", "ln_2"):
-            gpt2 |= {
-                theirs + ln + ".weight": weights[ours + ln + ".w"],
-                theirs + ln + ".bias": weights[ours + ln + ".b"],
-            }
-    return gpt2
 
 
 def _tokenizer(path: Path, source: Source, vocab_size: int) -> Tokenizer:
