@@ -1,4 +1,3 @@
-import inspect
 import json
 import shutil
 from pathlib import Path
@@ -79,15 +78,6 @@ def test_train_wants_one_source(run, tmp_path):
     assert "no .txt" in result.stderr
 
 
-def test_train_starts_from_the_recipes_defaults():
-    from mechinterp.models.training import Config
-
-    defaults = {name: p.default for name, p in inspect.signature(cli.models_train).parameters.items()}
-    names = {"steps": "steps", "batch": "batch", "layers": "n_layers", "d_model": "d_model", "heads": "n_heads"}
-    names |= {"vocab_size": "vocab_size", "seed": "seed"}
-    assert {ours: getattr(Config(), theirs) for ours, theirs in names.items()} == {n: defaults[n] for n in names}
-
-
 def test_train_restarts_itself_once_for_the_allocator(monkeypatch):
     calls = []
     monkeypatch.setattr(cli.os, "execv", lambda *words: calls.append(words))
@@ -114,6 +104,9 @@ def test_a_tiny_training_run_from_the_command_line(run, tmp_path):
     card = json.loads((out / "model/card.json").read_text())
     assert card["text"][0]["file"] == "train_0.txt"
     assert len((out / "log.jsonl").read_text().splitlines()) == 3
+    shown = json.loads(run("models", "card", out / "model").output)
+    assert shown["text"] == card["text"]
+    assert len(shown["sha256"]) == 64
     weights = (out / "model/model.safetensors").read_bytes()
     again = run("models", "train", "lab", *words)
     assert again.exit_code == 0, again.output

@@ -92,8 +92,11 @@ def models_card(name: Annotated[str, typer.Argument(help="Name, hub id or folder
     """What a model was trained on and what it can do, as JSON."""
     with _plain_errors():
         from mechinterp.models import describe
+        from mechinterp.models.load import LAB
 
-        typer.echo(json.dumps(describe(name), indent=2, ensure_ascii=False, default=str))
+        card = (LAB if name == "lab" else Path(name)) / "card.json"
+        facts = describe(name) | (json.loads(card.read_text(encoding="utf8")) if card.is_file() else {})
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
 
 
 @models_app.command("train")
@@ -108,12 +111,14 @@ def models_train(
     ] = None,
     column: Annotated[str, typer.Option(help="The dataset's column of text.")] = "text",
     documents: Annotated[int, typer.Option(min=1, help="How many documents of the dataset to read.")] = 20_000,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 8000,
-    batch: Annotated[int, typer.Option(min=1, help="Rows a step.")] = 24,
-    layers: Annotated[int, typer.Option(min=1, help="Layers.")] = 5,
-    d_model: Annotated[int, typer.Option(min=8, help="Width of the residual stream.")] = 256,
-    heads: Annotated[int, typer.Option(min=1, help="Heads a layer.")] = 8,
-    vocab_size: Annotated[int, typer.Option(min=300, help="Tokens of the vocabulary.")] = 8192,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps; like the next ones, the lab model's.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Rows a step.")] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="Layers.")] = None,
+    d_model: Annotated[int | None, typer.Option(min=8, help="Width of the residual stream.")] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="Heads a layer.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(min=300, help="Tokens of the vocabulary.")] = None,
     generated: Annotated[float, typer.Option(min=0, max=1, help="Share of generated documents.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Seed of the weights and of every batch.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes all.")] = 0,
@@ -130,9 +135,9 @@ def models_train(
 
         if threads:
             torch.set_num_threads(threads)
-        config = Config(
-            n_layers=layers, n_heads=heads, d_model=d_model, vocab_size=vocab_size, batch=batch, steps=steps, seed=seed
-        )
+        chosen = {"n_layers": layers, "n_heads": heads, "d_model": d_model, "vocab_size": vocab_size}
+        chosen |= {"batch": batch, "steps": steps, "seed": seed}
+        config = Config(**{name: value for name, value in chosen.items() if value is not None})
         source = recipe.from_folder(text) if text is not None else recipe.from_hub(str(dataset), column, documents)
         folder = recipe.train_lab(config, source, out, generated=generated)
         typer.echo(f'The model is in {folder}: mechinterp.models.load("{folder}")')
