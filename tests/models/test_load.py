@@ -125,6 +125,32 @@ def test_a_cached_hub_model_needs_no_network(monkeypatch: pytest.MonkeyPatch, sa
     assert asked == [True]
 
 
+def test_a_hub_model_with_pickles_only(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    import huggingface_hub
+
+    (folder / "model.safetensors").unlink()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **rest: str(folder))
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *args, **rest: ["config.json", "pytorch_model.bin"])
+    with pytest.raises(ValueError, match=r"the hub's old/model has only pickled weights \(pytorch_model\.bin\)"):
+        load("old/model")
+
+
+def test_offline_with_half_a_model_in_the_cache(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """The tokenizer was fetched once, the weights never were."""
+    import huggingface_hub
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    def offline(*args: object, **rest: object) -> None:
+        raise OfflineModeIsEnabled
+
+    (folder / "model.safetensors").unlink()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **rest: str(folder))
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", offline)
+    with pytest.raises(ConnectionError, match="Three ways out"):
+        load("some/model")
+    assert load_tokenizer("some/model").bos_token_id == 0
+
+
 def test_folder_without_config(folder: Path) -> None:
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match=r"no config\.json in"):

@@ -89,7 +89,9 @@ def test_corpus_is_encoded_text_by_text(words: Tokenizer) -> None:
 
 
 def test_a_fitted_tokenizer_holds_the_words_and_any_byte() -> None:
-    words = fit_tokenizer(iter(["some text about a ship and the sea, again and again " * 50]), vocab_size=2500, emphasis=200)
+    words = fit_tokenizer(
+        iter(["some text about a ship and the sea, again and again " * 50]), vocab_size=2500, emphasis=200
+    )
     assert words.token_to_id(EOT) == 0
     split = [w for w in vocabulary() if len(words.encode(" " + w).ids) != 1]
     assert split == []

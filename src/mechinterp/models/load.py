@@ -132,7 +132,7 @@ def _folder(name: str | Path, revision: str | None, *, weights: bool = True) -> 
 
 def _hub(name: str, revision: str | None, weights: bool) -> Path:
     import httpx
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import list_repo_files, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -155,7 +155,10 @@ def _hub(name: str, revision: str | None, weights: bool) -> Path:
         if (folder / "config.json").is_file() and (_complete(folder) or not weights) and _has_tokenizer(folder):
             return folder
     try:
-        return snapshot(local=False)
+        folder = snapshot(local=False)
+        if weights and not _complete(folder):
+            raise _unsafe(f"the hub's {name}", list_repo_files(name, revision=revision))
+        return folder
     except GatedRepoError as error:
         raise ValueError(
             f"{name} is a gated model: accept its licence on the hub and log in with `hf auth login`"
@@ -200,13 +203,18 @@ def _weight_files(folder: Path) -> list[Path]:
     files = sorted(folder.glob("model*.safetensors"))
     if files:
         return files
-    pickles = sorted(p.name for p in folder.iterdir() if p.name.endswith(PICKLES))
+    raise _unsafe(str(folder), [p.name for p in folder.iterdir()])
+
+
+def _unsafe(place: str, names: list[str]) -> ValueError:
+    """Why there are no weights to load."""
+    pickles = sorted(name for name in names if name.endswith(PICKLES))
     if pickles:
-        raise ValueError(
-            f"{folder} has only pickled weights ({', '.join(pickles)}), which can run any code and are never loaded; "
+        return ValueError(
+            f"{place} has only pickled weights ({', '.join(pickles)}), which can run any code and are never loaded; "
             "convert them to model.safetensors, or choose a revision that has it"
         )
-    raise ValueError(f"no model.safetensors in {folder}; only safetensors weights are loaded, never pickles")
+    return ValueError(f"no model.safetensors in {place}; only safetensors weights are loaded, never pickles")
 
 
 def _complete(folder: Path) -> bool:
