@@ -61,7 +61,7 @@ unit: install
 	$(OFFLINE) $(BIN)/python -m pytest -q --doctest-modules src README.md --doctest-glob README.md
 
 chapters: install
-	@echo "== chapters at lab scale"
+	@echo "== chapters at lab scale (minutes each)"
 	@rm -rf $(CHECKED) && mkdir -p $(CHECKED)
 	$(OFFLINE) MECHINTERP_SCALE=lab MECHINTERP_RESULTS=$(CURDIR)/$(CHECKED) \
 	  $(BIN)/python -m pytest -v --nbmake --nbmake-timeout=1800 chapters
