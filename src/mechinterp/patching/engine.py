@@ -1,134 +1,56 @@
 """Running part of a transformer: from a layer on, at some positions, with some activations replaced.
 
-Every intervention of this package is a question about a forward pass that differs from a cached one only
+Every intervention of this package is a question about a forward pass that differs from a clean one only
 from some layer and position on. `trace` runs a model once and keeps what such a pass needs; `resume` runs
-the rest of it for a window of positions, many variants of it at once, with the keys and values of all
-other positions taken from the trace.
+the rest of it for a window of positions, many variants of it at once, with the keys and values of earlier
+positions taken from the clean pass.
 
-The attention arithmetic is written here from the model's weights; layer norms and MLPs are the model's
-own modules. Serial attention and MLP blocks with absolute positions are supported (GPT-2 and its like);
-anything else is refused.
+The arithmetic is written here from the model's weights (layer norms and MLPs of other kinds than GPT-2's are
+the model's own modules), so hooks on the model do not see it. Serial attention and MLP blocks with absolute
+positions are supported (GPT-2 and its like); anything else is refused by `check_model`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+from torch.nn import functional
+from transformers.activations import NewGELUActivation
 
-Edit = Callable[[int, Tensor], Tensor]
-"""(layer, activation of the window) -> activation."""
-
-
-@dataclass(frozen=True)
-class Trace:
-    """Activations of one clean forward pass that a partial pass can start from."""
-
-    resid_pre: Float[Tensor, "layer prompt pos d_model"]
-    resid_mid: Float[Tensor, "layer prompt pos d_model"]
-    z: Float[Tensor, "layer prompt pos head d_head"]
-    k: Float[Tensor, "layer prompt pos head d_head"]
-    v: Float[Tensor, "layer prompt pos head d_head"]
-    resid_final: Float[Tensor, "prompt pos d_model"]
-
-    @property
-    def attn_out(self) -> Float[Tensor, "layer prompt pos d_model"]:
-        """What the attention of each layer added to the residual stream, bias included."""
-        return self.resid_mid - self.resid_pre
-
-    @property
-    def mlp(self) -> Float[Tensor, "layer prompt pos d_model"]:
-        """What the MLP of each layer added to the residual stream."""
-        return torch.cat([self.resid_pre[1:], self.resid_final[None]]) - self.resid_mid
+Cache = dict[tuple[str, int], Tensor]
+"""Activations of a clean pass by (name, layer). ("resid_pre", n_layers) is the final residual stream."""
+Keep = Callable[[str, int, Tensor], Tensor | None]
+"""(name, layer, activation [prompt pos ...]) -> what to keep of it, if anything."""
+Edit = Callable[[int, str, Tensor, Int[Tensor, "prompt column"]], Tensor]
+"""(layer, "q" | "k" | "v", activation [variant prompt column head d_head], the window's columns it holds)."""
 
 
 @dataclass(frozen=True)
-class Edits:
-    """Replacements during `resume`; each gets (layer, tensor [variant prompt window ...]) and returns a tensor.
+class Window:
+    """Positions `first` to `last` of every prompt, as a rectangle; short rows repeat their last position."""
 
-    `heads(layer)` names the heads whose attention has to be computed; the others keep what `trace` has
-    (only right where their input is unchanged or their output is replaced anyway). None: all.
-    """
+    first: Int[Tensor, " prompt"]
+    last: Int[Tensor, " prompt"]
 
-    q: Edit | None = None
-    k: Edit | None = None
-    v: Edit | None = None
-    pattern: Edit | None = None
-    z: Edit | None = None
-    attn_out: Edit | None = None
-    mlp_out: Edit | None = None
-    heads: Callable[[int], list[int] | None] = field(default=lambda layer: None)
+    @property
+    def end(self) -> Int[Tensor, "prompt 1"]:
+        """The column of the last position."""
+        return (self.last - self.first).clamp(min=0)[:, None]
 
+    @property
+    def columns(self) -> Int[Tensor, "prompt column"]:
+        """0, 1, 2, … for every prompt."""
+        width = int(self.end.max()) + 1
+        return torch.arange(width, device=self.first.device).expand(len(self.first), -1)
 
-def check_model(model: Any) -> None:
-    """Refuse architectures that the arithmetic here would get wrong."""
-    cfg = model.cfg
-    unsupported = {
-        "parallel attention and MLP blocks": getattr(cfg, "parallel_attn_mlp", False),
-        f"{cfg.positional_embedding_type} positions": cfg.positional_embedding_type != "standard",
-        "attention that is not causal": getattr(cfg, "attention_dir", "causal") != "causal",
-        "grouped keys and values": getattr(cfg, "n_key_value_heads", None) not in (None, cfg.n_heads),
-        "soft-capped logits": (getattr(cfg, "output_logits_soft_cap", -1.0) or -1.0) > 0,
-        "local attention": getattr(cfg, "use_local_attn", False),
-    }
-    for what, present in unsupported.items():
-        if present:
-            raise ValueError(
-                f"this model has {what}, which patching does not support; it needs serial blocks with absolute "
-                "positions, as in GPT-2"
-            )
-
-
-def check_tokens(model: Any, tokens: Tensor, batch_size: int, at: Tensor | None = None, name: str = "at") -> None:
-    """Refuse token batches and positions that do not fit the model."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    if tokens.ndim != 2 or 0 in tokens.shape:
-        raise ValueError(f"tokens must have shape [prompt pos] and not be empty, got {tuple(tokens.shape)}")
-    if tokens.shape[1] > model.cfg.n_ctx:
-        raise ValueError(
-            f"prompts of {tokens.shape[1]} tokens do not fit into the model's context of {model.cfg.n_ctx}"
-        )
-    if at is not None:
-        if at.shape != tokens.shape[:1]:
-            raise ValueError(f"{name} must hold one position a prompt, shape {(len(tokens),)}, got {tuple(at.shape)}")
-        if not (0 <= int(at.min()) and int(at.max()) < tokens.shape[1]):
-            raise ValueError(f"{name} must lie in 0..{tokens.shape[1] - 1}, got {int(at.min())}..{int(at.max())}")
-
-
-def finite(logits: Tensor) -> Tensor:
-    """The logits; `ValueError` if any is NaN or infinite."""
-    if not torch.isfinite(logits).all():
-        raise ValueError("the model's output contains NaN or infinity; check its weights and the values patched in")
-    return logits
-
-
-def normalise(norm: Any, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-    """Apply a module of the model that expects [batch pos d_model] to any leading shape."""
-    return norm(x.reshape(-1, 1, x.shape[-1])).reshape(x.shape)
-
-
-def project(
-    x: Float[Tensor, "... d_model"], w: Float[Tensor, "head d_model d_head"], b: Float[Tensor, "head d_head"]
-) -> Float[Tensor, "... head d_head"]:
-    """Queries, keys or values of some heads from the normalised residual stream, as one matrix product."""
-    flat = x @ rearrange(w, "head d_model d_head -> d_model (head d_head)") + b.flatten()
-    return flat.unflatten(-1, b.shape)
-
-
-def merge(
-    z: Float[Tensor, "... head d_head"], w_o: Float[Tensor, "head d_head d_model"]
-) -> Float[Tensor, "... d_model"]:
-    """The sum of heads' outputs, without bias."""
-    return z.flatten(-2) @ rearrange(w_o, "head d_head d_model -> (head d_head) d_model")
-
-
-def unembed(model: Any, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:
-    """Logits of a final residual stream."""
-    return finite(normalise(model.ln_final, resid) @ model.W_U + model.b_U)
+    @property
+    def positions(self) -> Int[Tensor, "prompt column"]:
+        """The position behind every column."""
+        return self.first[:, None] + torch.minimum(self.columns, self.end)
 
 
 def pick(x: Float[Tensor, "prompt pos ..."], where: Int[Tensor, "prompt window"]) -> Float[Tensor, "prompt window ..."]:
@@ -136,100 +58,175 @@ def pick(x: Float[Tensor, "prompt pos ..."], where: Int[Tensor, "prompt window"]
     return x[torch.arange(len(x), device=x.device)[:, None], where]
 
 
-def window(first: Int[Tensor, " prompt"], last: Int[Tensor, " prompt"]) -> Int[Tensor, "prompt window"]:
-    """Positions from `first` to `last` of every prompt, the last one repeated to make a rectangle."""
-    width = int((last - first).max()) + 1
-    where = first[:, None] + torch.arange(max(width, 1), device=first.device)
-    return torch.minimum(where, torch.maximum(first, last)[:, None])
+def pick_columns(
+    x: Shaped[Tensor, "variant prompt column ..."], columns: Int[Tensor, "prompt picked"]
+) -> Shaped[Tensor, "variant prompt picked ..."]:
+    """Some columns of a window, of every variant."""
+    return x[:, torch.arange(x.shape[1], device=x.device)[:, None], columns]
+
+
+def normalise(norm: Any, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+    """Apply a layer norm of the model to any leading shape."""
+    inner = norm.original_component
+    if isinstance(inner, torch.nn.LayerNorm):
+        return inner(x)
+    return norm(x.reshape(-1, 1, x.shape[-1])).reshape(x.shape)
+
+
+def mlp(block: Any, mid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+    """What the MLP of a block adds to the residual stream, from the stream before it."""
+    x = normalise(block.ln2, mid)
+    flat, layer = x.reshape(-1, x.shape[-1]), block.mlp
+    if isinstance(getattr(layer.original_component, "act", None), NewGELUActivation) and layer.W_gate is None:
+        hidden = torch.addmm(layer.b_in, flat, layer.W_in)
+        out = torch.addmm(layer.b_out, functional.gelu(hidden, approximate="tanh"), layer.W_out)
+    else:
+        out = layer(flat[:, None])[:, 0]
+    return out.reshape(x.shape)
+
+
+def project(block: Any, name: str, x: Tensor, heads: Sequence[int] | None = None) -> Float[Tensor, "... head d_head"]:
+    """Queries, keys or values ("q", "k", "v") of some heads from the normalised stream, as one matrix product."""
+    w, b = getattr(block.attn, f"W_{name.upper()}"), getattr(block.attn, f"b_{name.upper()}")
+    if heads is not None:
+        w, b = w[list(heads)], b[list(heads)]
+    flat = functional.linear(x, rearrange(w, "head d_model d_head -> (head d_head) d_model"), b.flatten())
+    return flat.unflatten(-1, b.shape)
+
+
+def merge(
+    block: Any, z: Float[Tensor, "... head d_head"], heads: Sequence[int] | None = None
+) -> Float[Tensor, "... d_model"]:
+    """The sum of some heads' outputs, without bias."""
+    w = block.attn.W_O if heads is None else block.attn.W_O[list(heads)]
+    return z.flatten(-2) @ rearrange(w, "head d_head d_model -> (head d_head) d_model")
+
+
+def unembed(model: Any, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:
+    """Logits of a final residual stream; `ValueError` if any is NaN or infinite."""
+    logits = torch.add(normalise(model.ln_final, resid) @ model.W_U, model.b_U)
+    if not torch.isfinite(logits.sum()) and not torch.isfinite(logits).all():
+        raise ValueError("the model's output contains NaN or infinity; check its weights and the values patched in")
+    return logits
+
+
+def attention_scores(model: Any, q: Tensor, k: Tensor) -> Float[Tensor, "variant prompt head query key"]:
+    """Scaled products of queries and keys [variant prompt pos head d_head], before the causal mask."""
+    scale = model.cfg.d_head**0.5 if getattr(model.cfg, "use_attn_scale", True) else 1.0
+    return einsum(q / scale, k, "variant prompt q head d, variant prompt k head d -> variant prompt head q k")
+
+
+def weigh(pattern: Tensor, v: Tensor) -> Float[Tensor, "variant prompt query head d_head"]:
+    """z: the values weighed by the attention pattern."""
+    return einsum(pattern, v, "variant prompt head q k, variant prompt k head d -> variant prompt q head d")
+
+
+def attend(
+    model: Any,
+    layer: int,
+    x: Float[Tensor, "variant prompt column d_model"],
+    window: Window,
+    cache: Cache,
+    *,
+    heads: Sequence[int] | None = None,
+    end_only: bool = False,
+    edit: Edit | None = None,
+) -> Float[Tensor, "changed prompt query head d_head"]:
+    """z of some heads at the window's columns, or at its last position only.
+
+    Keys and values before the window come from the clean pass. `edit` may add variants.
+    """
+    block, columns = model.blocks[layer], window.columns
+    queries = window.end if end_only else columns
+    normal = normalise(block.ln1, x)
+    q = project(block, "q", pick_columns(normal, queries) if end_only else normal, heads)
+    k, v = project(block, "k", normal, heads), project(block, "v", normal, heads)
+    if edit is not None:
+        q, k, v = edit(layer, "q", q, queries), edit(layer, "k", k, columns), edit(layer, "v", v, columns)
+    later = columns[:, None, :] > queries[:, :, None]  # prompt query key
+    scores = attention_scores(model, q, k).masked_fill(later[None, :, None], -torch.inf)
+    before = int(window.first.max())
+    if before == 0:
+        return weigh(scores.softmax(-1), v)
+    old_k, old_v = (cache[name, layer][None, :, :before] for name in ("k", "v"))
+    if heads is not None:
+        old_k, old_v = old_k[..., list(heads), :], old_v[..., list(heads), :]
+    inside = torch.arange(before, device=x.device) >= window.first[:, None]  # prompt key
+    old = attention_scores(model, q, old_k).masked_fill(inside[None, :, None, None], -torch.inf)
+    if len(old) != len(scores):
+        old, scores = (s.expand(max(len(old), len(scores)), -1, -1, -1, -1) for s in (old, scores))
+    pattern = torch.cat([old, scores], -1).softmax(-1)
+    return weigh(pattern[..., :before], old_v) + weigh(pattern[..., before:], v)
+
+
+def finish(block: Any, mid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+    """The residual stream after the MLP of a block, from the stream before it."""
+    return mid + mlp(block, mid)
 
 
 @torch.no_grad()
-def trace(model: Any, tokens: Int[Tensor, "prompt pos"]) -> Trace:
-    """One clean forward pass. Memory: about 6 · layers · prompts · positions · d_model floats."""
-    x = model.W_E[tokens] + model.W_pos[: tokens.shape[1]]
-    positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
-    kept: dict[str, list[Tensor]] = {name: [] for name in ("resid_pre", "resid_mid", "z", "k", "v")}
-    for layer, block in enumerate(model.blocks):
-        normal = normalise(block.ln1, x)
-        q, k, v = (project(normal, *weights) for weights in _qkv(model, layer, None))
-        z = _attend(model, q[None], k[None], v[None], positions, None, layer)[0]
-        mid = x + merge(z, model.W_O[layer]) + model.b_O[layer]
-        for name, value in (("resid_pre", x), ("resid_mid", mid), ("z", z), ("k", k), ("v", v)):
-            kept[name].append(value)
-        x = mid + block.mlp(normalise(block.ln2, mid))
-    return Trace(**{name: torch.stack(values) for name, values in kept.items()}, resid_final=x)
+def trace(model: Any, tokens: Int[Tensor, "prompt pos"], keep: Keep, *, stop: int | None = None) -> Cache:
+    """One clean pass through the layers before `stop` (default: all), keeping what `keep` returns.
+
+    Names: resid_pre, q, k, v, z, attn_out, resid_mid, mlp_out, each [prompt pos ...]. The stream that leaves
+    the last layer of the pass is offered as the next one's resid_pre.
+    """
+    length = tokens.shape[1]
+    stop = model.cfg.n_layers if stop is None else stop
+    later = torch.ones(length, length, dtype=torch.bool, device=tokens.device).triu(1)
+    cache: Cache = {}
+
+    def offer(name: str, layer: int, x: Tensor) -> None:
+        kept = keep(name, layer, x)
+        if kept is not None:
+            cache[name, layer] = kept
+
+    x = model.W_E[tokens] + model.W_pos[:length]
+    for layer in range(stop):
+        block = model.blocks[layer]
+        offer("resid_pre", layer, x)
+        normal = normalise(block.ln1, x)[None]
+        q, k, v = (project(block, name, normal) for name in "qkv")
+        z = weigh(attention_scores(model, q, k).masked_fill(later, -torch.inf).softmax(-1), v)
+        for name, value in (("q", q), ("k", k), ("v", v), ("z", z)):
+            offer(name, layer, value[0])
+        attn_out = merge(block, z[0]) + block.attn.b_O
+        mid = x + attn_out
+        mlp_out = mlp(block, mid)
+        x = mid + mlp_out
+        for name, value in (("attn_out", attn_out), ("resid_mid", mid), ("mlp_out", mlp_out)):
+            offer(name, layer, value)
+    offer("resid_pre", stop, x)
+    return cache
 
 
 @torch.no_grad()
 def resume(
     model: Any,
-    clean: Trace,
-    x: Float[Tensor, "variant prompt window d_model"],
-    where: Int[Tensor, "prompt window"],
+    cache: Cache,
+    x: Float[Tensor, "variant prompt column d_model"],
+    window: Window,
     *,
     layer: int,
-    edits: Edits,
-) -> Float[Tensor, "variant prompt window d_model"]:
-    """Run from `layer` on at the window's positions; returns the final residual stream there.
+    edit: Edit | None = None,
+) -> Float[Tensor, "variant prompt d_model"]:
+    """Run from `layer` on, from the stream `x` at the window's columns; the final stream at its last position.
 
-    Every position that `x` changes must lie in the window, and so must every later position whose
-    output is read. Memory: keys, values and MLP of variant · prompt sequences, one layer at a time.
+    Every position that differs from the clean pass and is seen from the last one must lie in the window.
+    The cache must hold k and v of these layers, unless every window starts at position 0.
     """
-    rows = torch.arange(len(where), device=where.device)[:, None]
-    variants = len(x)
     for i in range(layer, model.cfg.n_layers):
-        block, heads = model.blocks[i], edits.heads(i)
-        z = pick(clean.z[i], where).expand(variants, -1, -1, -1, -1)
-        if heads is None or heads:
-            normal = normalise(block.ln1, x)
-            chosen = slice(None) if heads is None else heads
-            parts = []
-            for (w, b), cached in zip(_qkv(model, i, heads), (None, clean.k[i], clean.v[i]), strict=True):
-                new = project(normal, w, b)
-                if cached is not None:
-                    whole = cached[:, :, chosen].repeat(variants, 1, 1, 1, 1)
-                    whole[:, rows, where] = new
-                    new = whole
-                parts.append(new)
-            q, k, v = parts
-            q = edits.q(i, q) if edits.q else q
-            k = edits.k(i, k) if edits.k else k
-            v = edits.v(i, v) if edits.v else v
-            attended = _attend(model, q, k, v, where, edits.pattern, i)
-            if heads is None:
-                z = attended
-            else:
-                z = z.clone()
-                z[:, :, :, heads] = attended
-        z = edits.z(i, z) if edits.z else z
-        attn_out = merge(z, model.W_O[i]) + model.b_O[i]
-        x = x + (edits.attn_out(i, attn_out) if edits.attn_out else attn_out)
-        mlp_out = _mlp(block, x)
-        x = x + (edits.mlp_out(i, mlp_out) if edits.mlp_out else mlp_out)
-    return x
+        block, last = model.blocks[i], i == model.cfg.n_layers - 1
+        z = attend(model, i, x, window, cache, end_only=last, edit=edit)
+        stream = pick_columns(x, window.end) if last else x
+        x = finish(block, stream + (merge(block, z) + block.attn.b_O))
+    return pick_columns(x, window.end)[:, :, 0] if layer == model.cfg.n_layers else x[:, :, 0]
 
 
-def _mlp(block: Any, mid: Tensor) -> Tensor:
-    return normalise(block.mlp, normalise(block.ln2, mid))
-
-
-def mlp_step(block: Any, mid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-    """The residual stream after the MLP of a block."""
-    return mid + _mlp(block, mid)
-
-
-def _qkv(model: Any, layer: int, heads: list[int] | None) -> list[tuple[Tensor, Tensor]]:
-    chosen = slice(None) if heads is None else heads
-    return [(getattr(model, f"W_{name}")[layer][chosen], getattr(model, f"b_{name}")[layer][chosen]) for name in "QKV"]
-
-
-def _attend(
-    model: Any, q: Tensor, k: Tensor, v: Tensor, where: Tensor, edit: Edit | None, layer: int
-) -> Float[Tensor, "variant prompt window head d_head"]:
-    scale = model.cfg.d_head**0.5 if getattr(model.cfg, "use_attn_scale", True) else 1.0
-    scores = einsum(q / scale, k, "v b q h d, v b k h d -> v b h q k")
-    future = torch.arange(k.shape[2], device=k.device) > where[..., None]
-    pattern = scores.masked_fill(future[None, :, None], -torch.inf).softmax(-1)
-    if edit is not None:
-        pattern = edit(layer, pattern)
-    return einsum(pattern, v, "v b h q k, v b k h d -> v b q h d")
+def final_streams(
+    model: Any, tokens: Int[Tensor, "prompt pos"], at: Int[Tensor, " prompt"]
+) -> Float[Tensor, "prompt d_model"]:
+    """The clean final residual stream at one position of every prompt."""
+    tokens, last = tokens[:, : int(at.max()) + 1], model.cfg.n_layers - 1
+    cache = trace(model, tokens, lambda name, layer, x: x if (name, layer) == ("resid_pre", last) else None, stop=last)
+    return resume(model, cache, cache["resid_pre", last][None], Window(torch.zeros_like(at), at), layer=last)[0]

@@ -10,7 +10,7 @@ other heads?
 
 With all heads frozen positions do not mix, so pass 2 needs layer norms and MLPs at the receivers'
 positions only, and all senders are one batch. Pass 3 starts at the first receiver's layer and
-position.
+position, from the clean pass.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,24 +22,25 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechinterp.heads import Head, all_heads, check_heads
+from mechinterp.patching.checks import Metric, check_model, check_pair, check_tokens, measure
 from mechinterp.patching.engine import (
-    Edits,
-    Trace,
-    check_model,
-    check_tokens,
+    Cache,
+    Keep,
+    Window,
+    attend,
+    finish,
     merge,
-    mlp_step,
     normalise,
     pick,
+    pick_columns,
     project,
     resume,
     trace,
     unembed,
-    window,
 )
 
 Input = Literal["q", "k", "v"]
-Metric = Callable[[Float[Tensor, "prompt vocab"]], Float[Tensor, " prompt"]]
+Receiver = tuple[Head, Input]
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def path_patch(
     *,
     metric: Metric,
     at: Int[Tensor, " prompt"],
-    receivers: Literal["logits"] | Sequence[tuple[Head, Input]] = "logits",
+    receivers: Literal["logits"] | Sequence[Receiver] = "logits",
     receiver_positions: Int[Tensor, " prompt"] | None = None,
     senders: Sequence[Head] | None = None,
     batch_size: int = 512,
@@ -86,47 +87,41 @@ def path_patch(
     """
     check_model(model)
     check_tokens(model, clean, batch_size, at)
-    if corrupt.shape != clean.shape:
-        raise ValueError(f"clean and corrupt differ in shape: {tuple(clean.shape)} and {tuple(corrupt.shape)}")
-    heads = all_heads(model) if senders is None else check_heads(model, senders)
-    heads = sorted(set(heads))
-    rows = min(len(clean), batch_size)
-    split = torch.arange(len(clean), device=clean.device).split(rows)
-    at_once = max(1, batch_size // rows)
-    if receivers != "logits":
+    check_pair(clean, corrupt)
+    heads = all_heads(model) if senders is None else sorted(set(check_heads(model, senders)))
+    if not isinstance(receivers, str):
         receivers = _check_receivers(model, receivers)
         if receiver_positions is not None:
             check_tokens(model, clean, batch_size, receiver_positions, "receiver_positions")
-        last = max(h.layer for h, _ in receivers)
-        heads = [h for h in heads if h.layer < last]
-    traces = [(trace(model, clean[some]), trace(model, corrupt[some]).z) for some in split]
-    base = torch.cat([_logits(model, t.resid_final, at[some]) for (t, _), some in zip(traces, split, strict=True)])
-    before = metric(base)
-    if before.shape != clean.shape[:1]:
-        raise ValueError(f"metric must return one value a prompt, shape {(len(clean),)}, got {tuple(before.shape)}")
+        heads = [h for h in heads if h.layer < max(r.layer for r, _ in receivers)]
+    elif receivers != "logits":
+        raise ValueError(f"receivers must be 'logits' or a list of (head, 'q' | 'k' | 'v'), not {receivers!r}")
+    length = int(at.max()) + 1
+    rows = min(len(clean), batch_size)
+    blocks = []
+    for some in torch.arange(len(clean), device=clean.device).split(rows):
+        pair = clean[some, :length], corrupt[some, :length]
+        if isinstance(receivers, str):
+            blocks.append(_to_logits(model, *pair, heads, at[some]))
+        else:
+            where = None if receiver_positions is None else receiver_positions[some]
+            blocks.append(_to_inputs(model, *pair, heads, receivers, where, at[some]))
+    before = measure(metric, torch.cat([unembed(model, block(None)[0]) for block in blocks]))
     patched = before.repeat(model.cfg.n_layers, model.cfg.n_heads, 1)
+    at_once = max(1, batch_size // rows)
     for i in range(0, len(heads), at_once):
         chunk = heads[i : i + at_once]
-        parts = []
-        for (t, other), some in zip(traces, split, strict=True):
-            if receivers == "logits":
-                where = at[some][:, None]
-                final = _frozen(model, t, other, chunk, where, model.cfg.n_layers)
-                parts.append(unembed(model, final[:, :, 0]))
-            else:
-                position = None if receiver_positions is None else receiver_positions[some]
-                parts.append(_through_inputs(model, t, other, chunk, receivers, position, at[some]))
-        logits = torch.cat(parts, 1)
+        logits = unembed(model, torch.cat([block(chunk) for block in blocks], 1))
         for head, row in zip(chunk, logits, strict=True):
-            patched[head] = metric(row)
+            patched[head] = measure(metric, row)
     return PathPatch(before, patched)
 
 
-def _logits(model: Any, resid: Tensor, at: Tensor) -> Tensor:
-    return unembed(model, pick(resid, at[:, None])[:, 0])
+Block = Callable[[list[Head] | None], Float[Tensor, "sender prompt d_model"]]
+"""One block of prompts: the final streams at the position that is read, for some senders (None: unpatched)."""
 
 
-def _check_receivers(model: Any, receivers: Any) -> list[tuple[Head, Input]]:
+def _check_receivers(model: Any, receivers: Any) -> list[Receiver]:
     receivers = list(receivers)
     if not receivers:
         raise ValueError("no receivers: give 'logits' or a list of (head, 'q' | 'k' | 'v')")
@@ -137,106 +132,162 @@ def _check_receivers(model: Any, receivers: Any) -> list[tuple[Head, Input]]:
     return [(head, part) for head, (_, part) in zip(checked, receivers, strict=True)]
 
 
-def _frozen(
-    model: Any,
-    clean: Trace,
-    other: Float[Tensor, "layer prompt pos head d_head"],
-    senders: list[Head],
-    where: Int[Tensor, "prompt window"],
-    layers: int,
-    visit: Callable[[int, list[Head], Tensor], None] | None = None,
-) -> Float[Tensor, "sender prompt window d_model"]:
-    """Pass 2: the residual stream before layer `layers` with all heads frozen but one.
+def _to_logits(model: Any, clean: Tensor, corrupt: Tensor, senders: list[Head], at: Tensor) -> Block:
+    """Pass 2 to the final stream at `at`."""
+    where, layers = at[:, None], model.cfg.n_layers
+    frozen = trace(model, clean, _keep_frozen(where, senders, layers))
+    other = _corrupt_z(model, corrupt, where, senders)
 
-    `visit` sees the stream before every layer up to there. Senders are sorted by layer; the stream of a
-    sender is the clean one up to its layer.
+    def block(some: list[Head] | None) -> Tensor:
+        if some is None:
+            return frozen["resid_pre", layers][None, :, 0]
+        return _freeze(model, frozen, other, some, where, layers)[:, :, 0]
+
+    return block
+
+
+def _keep_frozen(where: Tensor, senders: list[Head], stop: int) -> Keep:
+    """What pass 2 needs of the clean pass: attention outputs from the first sender's layer on, at some positions."""
+    layers = range(senders[0].layer if senders else stop, stop)
+
+    def keep(name: str, layer: int, x: Tensor) -> Tensor | None:
+        if (layer in layers and name in ("z", "attn_out", "resid_mid")) or (name, layer) == ("resid_pre", stop):
+            return pick(x, where)
+        return None
+
+    return keep
+
+
+def _corrupt_z(model: Any, corrupt: Tensor, where: Tensor, senders: list[Head]) -> Cache:
+    """z of the senders' layers on the corrupted prompts, at some positions."""
+    layers = {h.layer for h in senders}
+    if not layers:
+        return {}
+
+    def keep(name: str, layer: int, x: Tensor) -> Tensor | None:
+        return pick(x, where) if name == "z" and layer in layers else None
+
+    return trace(model, corrupt, keep, stop=max(layers) + 1)
+
+
+def _freeze(
+    model: Any,
+    frozen: Cache,
+    other: Cache,
+    senders: list[Head],
+    where: Int[Tensor, "prompt position"],
+    stop: int,
+    visit: Callable[[int, Tensor], None] | None = None,
+) -> Float[Tensor, "sender prompt position d_model"]:
+    """Pass 2: the residual stream before layer `stop` with all heads frozen but one, for every sender.
+
+    Senders are sorted by layer and join at their own: before it, their stream is the clean one. `visit`
+    sees the streams of the senders that have joined, before every layer.
     """
-    stream = clean.resid_final.new_zeros(0, *where.shape, model.cfg.d_model)
-    started: list[Head] = []
-    for layer in range(layers):
-        block = model.blocks[layer]
-        if visit is not None:
-            visit(layer, started, stream)
-        here = [h for h in senders if h.layer == layer]
-        if not here and not started:
-            continue
-        frozen_out = pick(clean.attn_out[layer], where)
-        parts = [stream + frozen_out] if started else []
-        if here:
-            index = [h.head for h in here]
-            change = pick(other[layer] - clean.z[layer], where)[:, :, index]  # prompt window sender d_head
-            deltas = torch.einsum("bwsd,sdm->sbwm", change, model.W_O[layer][index])
-            parts.append(pick(clean.resid_mid[layer], where) + deltas)
-        started += here
-        stream = mlp_step(block, torch.cat(parts))
+    stream = model.W_E.new_zeros(0, *where.shape, model.cfg.d_model)
+    for layer in range(senders[0].layer, stop):
+        if visit is not None and len(stream):
+            visit(layer, stream)
+        heads = [h.head for h in senders if h.layer == layer]
+        parts = [stream + frozen["attn_out", layer]] if len(stream) else []
+        if heads:
+            change = (other["z", layer] - frozen["z", layer])[:, :, heads]
+            deltas = torch.einsum("pchd,hdm->hpcm", change, model.blocks[layer].attn.W_O[heads])
+            parts.append(frozen["resid_mid", layer] + deltas)
+        stream = finish(model.blocks[layer], torch.cat(parts))
     if visit is not None:
-        visit(layers, started, stream)
+        visit(stop, stream)
     return stream
 
 
-def _through_inputs(
+def _to_inputs(
     model: Any,
-    clean: Trace,
-    other: Tensor,
+    clean: Tensor,
+    corrupt: Tensor,
     senders: list[Head],
-    receivers: list[tuple[Head, Input]],
-    position: Int[Tensor, " prompt"] | None,
-    at: Int[Tensor, " prompt"],
-) -> Float[Tensor, "sender prompt vocab"]:
+    receivers: list[Receiver],
+    position: Tensor | None,
+    at: Tensor,
+) -> Block:
     """Passes 2 and 3 for receivers that are inputs of heads."""
-    prompts, length = clean.z.shape[1:3]
-    everywhere = torch.arange(length, device=at.device).expand(prompts, length)
-    where = everywhere if position is None else position[:, None]
+    layers = model.cfg.n_layers
+    first = torch.zeros_like(at) if position is None else torch.minimum(position, at)
+    late = torch.zeros_like(at, dtype=torch.bool) if position is None else position > at
+    window = Window(first, at)
+    span = window.positions
+    where = span if position is None else first[:, None]
+    places = {h.layer for h, _ in receivers}
+    before = bool((first > 0).any())
+    base: Cache = {}
+    keep_frozen = _keep_frozen(where, senders, max(places))
+
+    def keep(name: str, layer: int, x: Tensor) -> Tensor | None:
+        if name in ("resid_pre", "resid_mid", "z") and layer in places:
+            base[name, layer] = pick(x, span)
+        elif before and layer >= min(places) and name in ("k", "v"):
+            base[name, layer] = x
+        elif (name, layer) == ("resid_pre", layers):
+            base[name, layer] = pick(x, at[:, None])[:, 0]
+        return keep_frozen(name, layer, x)
+
+    frozen = trace(model, clean, keep)
+    other = _corrupt_z(model, corrupt, where, senders)
+
+    def block(some: list[Head] | None) -> Tensor:
+        unpatched = base["resid_pre", layers]
+        if some is None:
+            return unpatched[None]
+        received = _received(model, frozen, other, some, receivers, where)
+        final = _deliver(model, base, received, len(some), window)
+        final[:, late] = unpatched[late]
+        return final
+
+    return block
+
+
+def _received(
+    model: Any, frozen: Cache, other: Cache, senders: list[Head], receivers: list[Receiver], where: Tensor
+) -> dict[tuple[int, int, str], Float[Tensor, "reaching prompt position d_head"]]:
+    """What each receiver gets from the senders that reach it, which are the first ones."""
     received: dict[tuple[int, int, str], Tensor] = {}
 
-    def visit(layer: int, started: list[Head], stream: Tensor) -> None:
-        for head, part in receivers:
-            if head.layer == layer and started:
-                normal = normalise(model.blocks[layer].ln1, stream)
-                w, b = getattr(model, f"W_{part.upper()}")[layer], getattr(model, f"b_{part.upper()}")[layer]
-                new = project(normal, w[[head.head]], b[[head.head]])[..., 0, :]
-                received[layer, head.head, part] = new  # sender prompt position d_head
+    def visit(layer: int, stream: Tensor) -> None:
+        here = [(h, part) for h, part in receivers if h.layer == layer]
+        if here:
+            normal = normalise(model.blocks[layer].ln1, stream)
+            for head, part in here:
+                received[layer, head.head, part] = project(model.blocks[layer], part, normal, [head.head])[..., 0, :]
 
-    _frozen(model, clean, other, senders, where, max(h.layer for h, _ in receivers), visit)
-    if not received:
-        return _logits(model, clean.resid_final, at).expand(len(senders), -1, -1)
+    _freeze(model, frozen, other, senders, where, max(h.layer for h, _ in receivers), visit)
+    return received
+
+
+def _deliver(
+    model: Any, base: Cache, received: dict[tuple[int, int, str], Tensor], senders: int, window: Window
+) -> Float[Tensor, "sender prompt d_model"]:
+    """Pass 3: the final stream with the received inputs in place, from the first receiver's layer on."""
     start = min(layer for layer, _, _ in received)
-    first = torch.zeros_like(at) if position is None else position
-    span = window(first, at)
-    rows = torch.arange(prompts, device=at.device)[:, None]
+    heads = sorted({head for layer, head, _ in received if layer == start})
 
-    def override(part: Input) -> Callable[[int, Tensor], Tensor]:
-        def edit(layer: int, x: Tensor) -> Tensor:
-            changed = [(h, v) for (i, h, p), v in received.items() if i == layer and p == part]
-            if not changed:
-                return x
-            x = x.clone()
-            kept = heads_at(layer)
-            for head, value in changed:
-                column = head if kept is None else kept.index(head)
-                n = len(value)  # senders are sorted by layer, so those that reach this receiver come first
-                if part == "q":  # x is the window: [sender prompt window head d_head]
-                    if position is None:
-                        x[:n, :, :, column] = value[:, rows, span]
-                    else:
-                        x[:n, :, 0, column] = value[:, :, 0]
-                else:  # x is every position
-                    x[:n, rows, where, column] = value
+    def edit(layer: int, name: str, x: Tensor, columns: Tensor) -> Tensor:
+        changed = [(head, new) for (i, head, part), new in received.items() if i == layer and part == name]
+        if not changed:
             return x
+        x = x.expand(senders, -1, -1, -1, -1).clone()
+        for head, new in changed:
+            index = heads.index(head) if layer == start else head
+            width = new.shape[2]  # 1 with given positions, the window's otherwise
+            old = x[: len(new), :, :, index]
+            hit = (columns < width)[None, :, :, None]
+            x[: len(new), :, :, index] = torch.where(hit, pick_columns(new, columns.clamp(max=width - 1)), old)
+        return x
 
-        return edit
-
-    first_heads = sorted({h for layer, h, _ in received if layer == start})
-
-    def heads_at(layer: int) -> list[int] | None:
-        return first_heads if layer == start else None
-
-    edits = Edits(q=override("q"), k=override("k"), v=override("v"), heads=heads_at)
-    x = pick(clean.resid_pre[start], span).expand(len(senders), -1, -1, -1)
-    final = resume(model, clean, x, span, layer=start, edits=edits)
-    here = (at - first).clamp(min=0)
-    logits = unembed(model, final[:, torch.arange(prompts, device=at.device), here])
-    late = at < first  # the receivers lie after the position that is read: no effect
-    if late.any():
-        logits[:, late] = _logits(model, clean.resid_final, at)[late]
-    return logits
+    last = start == model.cfg.n_layers - 1
+    x, mid, z = (base[name, start][None] for name in ("resid_pre", "resid_mid", "z"))
+    if last:
+        mid, z = pick_columns(mid, window.end), pick_columns(z, window.end)
+    change = attend(model, start, x, window, base, heads=heads, end_only=last, edit=edit) - z[..., heads, :]
+    stream = finish(model.blocks[start], mid + merge(model.blocks[start], change, heads))
+    if last:
+        return stream[:, :, 0]
+    return resume(model, base, stream, window, layer=start + 1, edit=edit)

@@ -1,0 +1,111 @@
+"""Recorded head and MLP outputs, what stands for them in a knock-out, and where."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mechinterp.heads import Head, check_heads
+from mechinterp.patching.checks import check_model, check_tokens
+from mechinterp.patching.engine import Keep, final_streams, trace, unembed
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Head outputs (before W_O) and MLP outputs of every prompt; what `replace` puts in place."""
+
+    z: Float[Tensor, "layer prompt pos head d_head"]
+    mlp: Float[Tensor, "layer prompt pos d_model"]
+
+    def zeros_like(self) -> "Activations":
+        """All zeros: the values of a zero ablation."""
+        return Activations(torch.zeros_like(self.z), torch.zeros_like(self.mlp))
+
+    def __getitem__(self, prompts: slice | Tensor) -> "Activations":
+        """The activations of some prompts."""
+        return Activations(self.z[:, prompts], self.mlp[:, prompts])
+
+
+def record(model: Any, tokens: Int[Tensor, "prompt pos"], *, batch_size: int = 64) -> Activations:
+    """Head and MLP outputs of every prompt (the values of a resample ablation)."""
+    check_model(model)
+    check_tokens(model, tokens, batch_size)
+    layers, (n, length), like = model.cfg.n_layers, tokens.shape, model.W_E
+    z = like.new_empty(layers, n, length, model.cfg.n_heads, model.cfg.d_head)
+    mlps = like.new_empty(layers, n, length, model.cfg.d_model)
+    for some in torch.arange(n, device=tokens.device).split(batch_size):
+        rows = slice(int(some[0]), int(some[-1]) + 1)
+        trace(model, tokens[some], _write_to({"z": z[:, rows], "mlp_out": mlps[:, rows]}))
+    return Activations(z, mlps)
+
+
+def _write_to(targets: dict[str, Tensor]) -> Keep:
+    """Write activations of a pass into their place."""
+
+    def keep(name: str, layer: int, x: Tensor) -> None:
+        if name in targets:
+            targets[name][layer] = x
+
+    return keep
+
+
+def group_means(activations: Activations, groups: Int[Tensor, " prompt"]) -> Activations:
+    """Per-position mean over the prompts of each group, given back to every prompt of the group.
+
+    With IOI prompts the group is the template (and order), so that named positions coincide.
+    """
+    if groups.shape != activations.z.shape[1:2]:
+        raise ValueError(f"groups must hold one number a prompt ({activations.z.shape[1]}), got {tuple(groups.shape)}")
+    _, index, count = groups.unique(return_inverse=True, return_counts=True)
+
+    def mean(x: Tensor) -> Tensor:
+        sums = x.new_zeros(x.shape[0], len(count), *x.shape[2:]).index_add_(1, index, x)
+        return (sums / count.view(1, -1, *[1] * (x.ndim - 2)))[:, index]
+
+    return Activations(mean(activations.z), mean(activations.mlp))
+
+
+def mean_reference(
+    model: Any, tokens: Int[Tensor, "prompt pos"], groups: Int[Tensor, " prompt"], *, batch_size: int = 64
+) -> Activations:
+    """The values of a mean ablation: `group_means` of `record`."""
+    return group_means(record(model, tokens, batch_size=batch_size), groups)
+
+
+def mask(
+    model: Any, shape: tuple[int, int] | torch.Size, heads: Mapping[Head, Int[Tensor, " prompt"] | None]
+) -> Bool[Tensor, "layer head prompt pos"]:
+    """Mark heads, each at one position a prompt or (None) at all positions.
+
+    Args:
+        shape: (prompts, positions), `tokens.shape`.
+
+    Errors: `ValueError` for a head that the model does not have or a position out of range.
+    """
+    marked = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, *shape, dtype=torch.bool, device=model.W_E.device)
+    for (layer, head), positions in zip(check_heads(model, heads), heads.values(), strict=True):
+        if positions is None:
+            marked[layer, head] = True
+            continue
+        if positions.shape != (shape[0],) or not (int(positions.min()) >= 0 and int(positions.max()) < shape[1]):
+            raise ValueError(f"positions of {Head(layer, head)} must be {shape[0]} numbers in 0..{shape[1] - 1}")
+        marked[layer, head, torch.arange(shape[0], device=marked.device), positions.to(marked.device)] = True
+    return marked
+
+
+@torch.no_grad()
+def logits_at(
+    model: Any, tokens: Int[Tensor, "prompt pos"], at: Int[Tensor, " prompt"], *, batch_size: int = 64
+) -> Float[Tensor, "prompt vocab"]:
+    """The model's logits at one position of every prompt; only that one is unembedded.
+
+    Errors: `ValueError` as in `replace`.
+    """
+    check_model(model)
+    check_tokens(model, tokens, batch_size, at)
+    tokens = tokens[:, : int(at.max()) + 1]
+    pairs = zip(tokens.split(batch_size), at.split(batch_size), strict=True)
+    return torch.cat([unembed(model, final_streams(model, part, where)) for part, where in pairs])
