@@ -40,7 +40,7 @@ def _collect(
             kept[hook.name] = reduce(x, part)
 
         with model.hooks([(name, keep) for name in names]):
-            model(tokens[part])
+            model(tokens[part], stop_at_layer=model.cfg.n_layers)
         columns.append(torch.stack([kept[name] for name in names]))
     return torch.cat(columns, 1)
 

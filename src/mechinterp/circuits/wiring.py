@@ -146,6 +146,11 @@ def load(path: Path) -> Wiring:
         raise ValueError(f"{path} is not a whole wiring result ({error}); make it again") from error
 
 
+def gpt2() -> Wiring:
+    """The paper's circuit on GPT-2 small's real attention weights, as this module's command found it."""
+    return load(Path(__file__).with_name("gpt2_wiring.json"))
+
+
 def read_weights(source: str) -> HeadWeights:
     """Attention weights of a folder (complete or attention only) or, from the hub, of a whole model."""
     if Path(source).is_dir():

@@ -1,0 +1,90 @@
+"""Sphinx extension of the book: pages made from results, and scripts that the site serves itself."""
+
+import json
+import shutil
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from mechinterp import claims
+
+SCRIPTS = {
+    "plotly.min.js": ("plotly", "package_data/plotly.min.js", "plotly-graph-div"),
+    "circuitsvis.js": ("circuitsvis", "dist/cdn/iife.js", "mi-circuitsvis"),
+}
+"""Script served by the site: (package that carries it, where in the package, what a page that needs it contains)."""
+
+
+class Scoreboard(SphinxDirective):
+    """All claims and their verdicts, from the committed results."""
+
+    def run(self) -> list[nodes.Node]:
+        """Read `results/` beside the source tree."""
+        folder = Path(self.env.srcdir) / "results"
+        for path in folder.rglob("*.json"):
+            self.env.note_dependency(str(path))
+        return [nodes.raw("", claims.scoreboard(folder, style="html"), format="html")]
+
+
+class ModelCard(SphinxDirective):
+    """The lab model's card: what it was trained on and what it can do."""
+
+    def run(self) -> list[nodes.Node]:
+        """Read the card that ships with the package."""
+        path = files("mechinterp").joinpath("models/lab/card.json")
+        if not path.is_file():
+            return [nodes.paragraph(text="The lab model has not been trained yet.")]
+        card = json.loads(path.read_text(encoding="utf8"))
+        return [nodes.raw("", "".join(_section(name, value) for name, value in card.items()), format="html")]
+
+
+def _section(name: str, value: Any) -> str:
+    if not isinstance(value, dict):
+        return f"<p><strong>{escape(name)}</strong>: {escape(_text(value))}</p>"
+    return f"<h3>{escape(name.capitalize())}</h3><table>{''.join(_row(k, v) for k, v in value.items())}</table>"
+
+
+def _row(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        value = "; ".join(f"{k} {_text(v)}" for k, v in value.items())
+    return f"<tr><th>{escape(name)}</th><td>{escape(_text(value))}</td></tr>"
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def add_scripts(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
+    """Give a page the scripts that its figures need, once, and no others."""
+    body = context.get("body", "")
+    for name, (_, _, mark) in SCRIPTS.items():
+        if mark in body:
+            app.add_js_file(name, priority=100)
+
+
+def collect_scripts(app: Sphinx) -> None:
+    """Copy the packages' scripts into a folder that Sphinx takes as static."""
+    folder = Path(app.outdir).parent / "scripts"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (package, path, _) in SCRIPTS.items():
+        source = files(package).joinpath(path)
+        with source.open("rb") as read, (folder / name).open("wb") as write:
+            shutil.copyfileobj(read, write)
+    # A class-level variable of the bundle is not a window property when loaded as a module; this makes it one.
+    with (folder / "circuitsvis.js").open("a", encoding="utf8") as write:
+        write.write("\nwindow.CircuitsVis = CircuitsVis;\n")
+    app.config.html_static_path.append(str(folder))
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the directives and hooks."""
+    app.add_directive("scoreboard", Scoreboard)
+    app.add_directive("model-card", ModelCard)
+    app.connect("builder-inited", collect_scripts)
+    app.connect("html-page-context", add_scripts)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
