@@ -267,7 +267,8 @@ def main() -> None:
     if args.worker:
         work(args.shape[0], args.task[0], args.worker, full=args.full, device=args.device, out=args.out)
         return
-    header = f"{'shape':6} {'task':8} {'method':17} {'seconds':>9} {'ratio':>7} {'peak MiB':>9} {'effect':>8} {'max |diff|':>11}"
+    header = f"{'shape':6} {'task':8} {'method':17} {'seconds':>9} {'ratio':>7}"
+    header += f" {'peak MiB':>9} {'effect':>8} {'max |diff|':>11}"
     print(f"{PROMPTS} prompts of {LENGTH} tokens on {args.device}\n{header}", flush=True)
     wrong = False
     for shape in args.shape:
@@ -279,9 +280,8 @@ def main() -> None:
             wrong |= not worst <= TOLERANCE
             mark = "" if peer["part"] > 0.999 else "~"
             ratio = f"{mark}{peer['seconds'] / mine['seconds']:.1f}x"
-            print(
-                f"{shape:6} {task:8} {'ours':17} {mine['seconds']:9.2f} {'':>7} {mine['peak']:9.0f} {mine['effect']:8.2f}"
-            )
+            own = f"{shape:6} {task:8} {'ours':17} {mine['seconds']:9.2f}"
+            print(f"{own} {'':>7} {mine['peak']:9.0f} {mine['effect']:8.2f}")
             seconds = f"{mark}{peer['seconds']:.2f}"
             print(
                 f"{shape:6} {task:8} {PEERS[task]:17} {seconds:>9} {ratio:>7} {peer['peak']:9.0f} {'':8} {worst:11.1e}",

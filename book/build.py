@@ -37,19 +37,14 @@ def main() -> int:
         if other != cache:
             shutil.rmtree(other)
     config = BUILD / "_config.yml"
-    config.write_text(
-        (ROOT / "_config.yml")
-        .read_text()
-        .replace("execute_notebooks: cache", f"execute_notebooks: cache\n  cache: {cache}")
-    )
+    settings = (ROOT / "_config.yml").read_text()
+    config.write_text(settings.replace("execute_notebooks: cache", f"execute_notebooks: cache\n  cache: {cache}"))
     search = [str(ROOT / "book" / "_ext"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {
         "MECHINTERP_SITE": "1",
         "MECHINTERP_SCALE": os.environ.get("MECHINTERP_SCALE", "lab"),
         "MECHINTERP_RESULTS": os.environ.get("MECHINTERP_RESULTS", str(BUILD / "results")),
         "PYTHONPATH": os.pathsep.join(search),
-            os.pathsep
-        ),
         "PYTHONWARNINGS": "ignore",
         "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
         "TQDM_DISABLE": "1",

@@ -16,6 +16,15 @@ DIVERGING = [[0, "rgb(178,24,43)"], [0.5, "rgba(150,150,150,0.06)"], [1, "rgb(33
 SEQUENTIAL = [[0, "rgba(150,150,150,0.06)"], [1, "rgb(33,102,172)"]]
 
 
+def _label(head: Head, highlight: Mapping[Head, str] | None) -> str:
+    role = (highlight or {}).get(head)
+    return f"head {head}" + (f", {role}" if role else "")
+
+
+def _menu(buttons: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"}
+
+
 def _array(x: Any) -> np.ndarray:
     return x.detach().cpu().float().numpy() if isinstance(x, Tensor) else np.asarray(x, dtype=float)
 
@@ -39,11 +48,7 @@ def head_map(
         z = _array(values)
         most = float(np.abs(z).max()) or 1.0
         signed = z.min() < 0
-        text = [
-            [f"head {layer}.{h}" + (f", {highlight[Head(layer, h)]}" if highlight and highlight.get(Head(layer, h)) else "")
-             for h in range(z.shape[1])]
-            for layer in range(z.shape[0])
-        ]  # fmt: skip
+        text = [[_label(Head(layer, h), highlight) for h in range(z.shape[1])] for layer in range(z.shape[0])]
         form = ":+.1%" if unit == "relative change" else ":.2f"
         plot.add_heatmap(
             z=z,
@@ -58,7 +63,7 @@ def head_map(
             name=name,
             colorbar={"thickness": 12, "tickformat": ".0%" if unit == "relative change" else None, "outlinewidth": 0},
         )
-    rows, columns = z.shape
+    rows = z.shape[0]
     for head in highlight or {}:
         plot.add_shape(
             type="rect",
@@ -240,5 +245,5 @@ def attention_map(
         {"label": label, "method": "update", "args": [{"visible": [j == i for j in range(len(maps))]}]}
         for i, label in enumerate(labels)
     ]
-    plot.update_layout(updatemenus=[{"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"}])
+    plot.update_layout(updatemenus=[_menu(buttons)])
     return finish(plot, title, caption, height=160 + 20 * len(tokens))
