@@ -67,6 +67,11 @@ def add_scripts(app: Sphinx, page: str, template: str, context: dict[str, Any], 
             app.add_js_file(name, priority=100)
 
 
+def escape_bars(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """A bar in a docstring is a norm or a table, never a substitution of reStructuredText."""
+    lines[:] = [line.replace("|", "\\|") for line in lines]
+
+
 def collect_scripts(app: Sphinx) -> None:
     """Copy the packages' scripts into a folder that Sphinx takes as static."""
     folder = Path(app.outdir).parent / "scripts"
@@ -87,4 +92,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("model-card", ModelCard)
     app.connect("builder-inited", collect_scripts)
     app.connect("html-page-context", add_scripts)
+    app.connect("autodoc-process-docstring", escape_bars)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

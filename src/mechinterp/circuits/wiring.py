@@ -29,7 +29,7 @@ EDGES: tuple[tuple[str, tuple[str, ...], Mode, str], ...] = (
     ("IOI-W3", ("S-inhibition",), "q", "negative name mover"),
     ("IOI-W4", ("duplicate token", "induction"), "v", "S-inhibition"),
 )
-"""(claim, writing roles, input, reading role): the edges of Figure 2 between heads."""
+"""The edges of Figure 2 between heads, as (claim, writing roles, input, reading role)."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,6 @@ class Connection:
         ranks: rank of each expected writer among the `earlier` heads before the reader, 1 is the strongest.
         scores: composition score of each expected writer.
         strongest: the leading heads among all earlier ones.
-        chance: share of random heads that do as well as the best expected writer, by rank: its rank over `earlier`.
     """
 
     claim: str

@@ -58,4 +58,4 @@ TASKS: dict[str, Task] = {
 """The eight tasks, by name. The lab model's generated text uses these and no others."""
 
 HELD_OUT_TASK: Task = _task("roman numerals", ROMAN)
-"""Roman numerals: never written as a succession in the lab model's training text."""
+"""Roman numerals, never written as a succession in the lab model's training text."""
