@@ -38,9 +38,9 @@ class Config:
     n_ctx: int = 256
     vocab_size: int = 8192
     batch: int = 24
-    steps: int = 8000
+    steps: int = 2800
     warmup: int = 200
-    cooldown: float = 0.4
+    cooldown: float = 0.3
     lr: float = 2e-3
     muon_lr: float = 1e-2
     weight_decay: float = 0.05

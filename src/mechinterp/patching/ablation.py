@@ -51,6 +51,15 @@ def replace(
 
     Errors: `ValueError` for masks or values of the wrong shape, no mask, positions out of range, an
         unsupported architecture, or logits that are not finite.
+
+    >>> from mechinterp.models import organisms
+    >>> from mechinterp.patching import mask, mean_reference
+    >>> organism, data = organisms.ioi_circuit(), organisms.ioi_prompts(8)
+    >>> means = mean_reference(organism.model, data.abc(1).tokens, data.group)
+    >>> gone = mask(organism.model, data.tokens.shape, dict.fromkeys(organism.heads("S-inhibition")))
+    >>> logits = replace(organism.model, data.tokens, means, heads=gone, at=data.positions["END"])
+    >>> bool(data.logit_diff(logits).mean() < 0.5 * data.logit_diff(organism.model(data.tokens)).mean())
+    True
     """
     check_model(model)
     check_tokens(model, tokens, batch_size, at)

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from mechinterp.patching.checks import Metric, check_model, check_pair, check_tokens, measure
 from mechinterp.patching.engine import (
@@ -61,6 +62,7 @@ def activation_patch(
     | Int[Tensor, "set prompt"]
     | Bool[Tensor, "set prompt pos"] = "all",
     batch_size: int = 256,
+    progress: bool = False,
 ) -> ActivationPatch:
     """Patch every node of a kind: each layer (and head) × each position.
 
@@ -76,9 +78,19 @@ def activation_patch(
             or sets of positions, marked, each set patched together. The `pos` axis of the result.
         batch_size: (variant, prompt) pairs at a time; does not change results. Memory: about
             3 · layers · prompts · positions · d_model floats, and a block's activations of the batch.
+        progress: show a bar.
 
     Errors: `ValueError` for an unknown node, shapes that differ, positions out of range, an unsupported
         architecture, or logits that are not finite.
+
+    >>> from mechinterp.models import organisms
+    >>> organism, data = organisms.ioi_circuit(), organisms.ioi_prompts(8)
+    >>> swapped = activation_patch(
+    ...     organism.model, data.tokens, data.abc(1).tokens, node="resid_pre", metric=data.logit_diff,
+    ...     at=data.positions["END"], positions=data.positions["S2"],
+    ... ).effect()
+    >>> bool(swapped[0] < -0.9), bool(swapped[-1].abs() < 0.1)  # S2 matters early, and not once it has been read
+    (True, True)
     """
     check_model(model)
     check_tokens(model, clean, batch_size, at)
@@ -99,7 +111,7 @@ def activation_patch(
     cells = [(s, h) for s in _late_first(sets) for h in range(heads)]
     patched = before.repeat(model.cfg.n_layers, heads, len(sets), 1)
     at_once = max(1, batch_size // rows)
-    for layer in range(model.cfg.n_layers):
+    for layer in tqdm(range(model.cfg.n_layers), desc="activation patching", disable=not progress):
         for i in range(0, len(cells), at_once):
             some = cells[i : i + at_once]
             logits = unembed(model, torch.cat([_patch(model, block, node, layer, some) for block in blocks], 1))

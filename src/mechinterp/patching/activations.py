@@ -56,6 +56,12 @@ def group_means(activations: Activations, groups: Int[Tensor, " prompt"]) -> Act
     """Per-position mean over the prompts of each group, given back to every prompt of the group.
 
     With IOI prompts the group is the template (and order), so that named positions coincide.
+
+    Errors: `ValueError` if there is not one group number a prompt.
+
+    >>> z = torch.tensor([1.0, 3.0, 10.0]).view(1, 3, 1, 1, 1)  # one layer, three prompts
+    >>> group_means(Activations(z, z[..., 0]), torch.tensor([0, 0, 1])).z.flatten().tolist()
+    [2.0, 2.0, 10.0]
     """
     if groups.shape != activations.z.shape[1:2]:
         raise ValueError(f"groups must hold one number a prompt ({activations.z.shape[1]}), got {tuple(groups.shape)}")

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from mechinterp.heads import Head, all_heads, check_heads
 from mechinterp.patching.checks import Metric, check_model, check_pair, check_tokens, measure
@@ -70,6 +71,7 @@ def path_patch(
     receiver_positions: Int[Tensor, " prompt"] | None = None,
     senders: Sequence[Head] | None = None,
     batch_size: int = 512,
+    progress: bool = False,
 ) -> PathPatch:
     """Patch the direct path from each sender to the receivers.
 
@@ -80,10 +82,21 @@ def path_patch(
         receivers: `"logits"`, or (head, `"q"`, `"k"` or `"v"`) pairs.
         receiver_positions: where the receivers' inputs are overridden; None is everywhere.
         senders: heads to patch, one after another; None is all.
-        batch_size: (sender, prompt) pairs at a time; bounds the memory, does not change results.
+        batch_size: (sender, prompt) pairs at a time; does not change results. Memory: logits and one block's
+            activations of a batch, and for inputs as receivers the keys and values from the first receiver on.
+        progress: show a bar.
 
     Errors: `ValueError` for an unknown head, no receivers, shapes that differ, positions out of range,
         an unsupported architecture, or logits that are not finite.
+
+    >>> from mechinterp.models import organisms
+    >>> organism, data = organisms.ioi_circuit(), organisms.ioi_prompts(8)
+    >>> paths = path_patch(
+    ...     organism.model, data.tokens, data.abc(1).tokens, metric=data.logit_diff, at=data.positions["END"]
+    ... )
+    >>> strongest = Head(*divmod(int(paths.effect().argmin()), organism.model.cfg.n_heads))
+    >>> organism.roles[strongest]
+    'name mover'
     """
     check_model(model)
     check_tokens(model, clean, batch_size, at)
@@ -109,7 +122,7 @@ def path_patch(
     before = measure(metric, torch.cat([unembed(model, block(None)[0]) for block in blocks]))
     patched = before.repeat(model.cfg.n_layers, model.cfg.n_heads, 1)
     at_once = max(1, batch_size // rows)
-    for i in range(0, len(heads), at_once):
+    for i in tqdm(range(0, len(heads), at_once), desc="path patching", disable=not progress):
         chunk = heads[i : i + at_once]
         logits = unembed(model, torch.cat([block(chunk) for block in blocks], 1))
         for head, row in zip(chunk, logits, strict=True):
