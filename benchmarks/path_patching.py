@@ -255,10 +255,16 @@ def measure(shape: str, task: str, method: str, args: argparse.Namespace) -> dic
         return json.loads(out.read_text())
 
 
+def line(*cells: str) -> str:
+    """One line of the table."""
+    widths = (-6, -8, -17, 9, 7, 9, 7, 11)
+    return " ".join(f"{c:{'<' if w < 0 else '>'}{abs(w)}}" for c, w in zip(cells, widths, strict=True)).rstrip()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=SHAPES)
-    parser.add_argument("--task", nargs="+", choices=tuple(PEERS), default=tuple(PEERS))
+    parser.add_argument("--task", nargs="+", choices=tuple(PEERS), help="default: all, but heads on the lab shape only")
     parser.add_argument("--full", action="store_true", help="run slow peers on every sender and cell")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--worker", choices=("ours", *PEERS.values()), help=argparse.SUPPRESS)
@@ -267,12 +273,11 @@ def main() -> None:
     if args.worker:
         work(args.shape[0], args.task[0], args.worker, full=args.full, device=args.device, out=args.out)
         return
-    header = f"{'shape':6} {'task':8} {'method':17} {'seconds':>9} {'ratio':>7}"
-    header += f" {'peak MiB':>9} {'effect':>8} {'max |diff|':>11}"
-    print(f"{PROMPTS} prompts of {LENGTH} tokens on {args.device}\n{header}", flush=True)
+    print(f"{PROMPTS} prompts of {LENGTH} tokens on {args.device}")
+    print(line("shape", "task", "method", "seconds", "ratio", "peak MiB", "effect", "max |diff|"), flush=True)
     wrong = False
     for shape in args.shape:
-        for task in args.task:
+        for task in args.task or [t for t in PEERS if (shape, t) != ("gpt2", "heads")]:
             mine, peer = (measure(shape, task, method, args) for method in ("ours", PEERS[task]))
             worst = max(
                 abs(a - b) for cell, row in peer["cells"].items() for a, b in zip(mine["cells"][cell], row, strict=True)
@@ -280,13 +285,9 @@ def main() -> None:
             wrong |= not worst <= TOLERANCE
             mark = "" if peer["part"] > 0.999 else "~"
             ratio = f"{mark}{peer['seconds'] / mine['seconds']:.1f}x"
-            own = f"{shape:6} {task:8} {'ours':17} {mine['seconds']:9.2f}"
-            print(f"{own} {'':>7} {mine['peak']:9.0f} {mine['effect']:8.2f}")
-            seconds = f"{mark}{peer['seconds']:.2f}"
-            print(
-                f"{shape:6} {task:8} {PEERS[task]:17} {seconds:>9} {ratio:>7} {peer['peak']:9.0f} {'':8} {worst:11.1e}",
-                flush=True,
-            )
+            took, theirs = f"{mine['seconds']:.2f}", f"{mark}{peer['seconds']:.2f}"
+            print(line(shape, task, "ours", took, "", f"{mine['peak']:.0f}", f"{mine['effect']:.2f}", ""))
+            print(line(shape, task, PEERS[task], theirs, ratio, f"{peer['peak']:.0f}", "", f"{worst:.1e}"), flush=True)
     if not args.full:
         print("~ extrapolated from every k-th sender or cell; --full runs them all")
     if wrong:

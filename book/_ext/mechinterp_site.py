@@ -61,10 +61,16 @@ def _text(value: Any) -> str:
 
 def add_scripts(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
     """Give a page the scripts that its figures need, once, and no others."""
+    # Live kernels are off, and their script would reach for a CDN.
+    context["script_files"] = [s for s in context["script_files"] if "thebe" not in _source(s)]
     body = context.get("body", "")
     for name, (_, _, mark) in SCRIPTS.items():
         if mark in body:
             app.add_js_file(name, priority=100)
+
+
+def _source(script: Any) -> str:
+    return f"{getattr(script, 'filename', script)} {getattr(script, 'attributes', '')}".lower()
 
 
 def escape_bars(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -91,6 +97,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("scoreboard", Scoreboard)
     app.add_directive("model-card", ModelCard)
     app.connect("builder-inited", collect_scripts)
-    app.connect("html-page-context", add_scripts)
+    app.connect("html-page-context", add_scripts, priority=900)
     app.connect("autodoc-process-docstring", escape_bars)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
