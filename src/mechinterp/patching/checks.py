@@ -1,17 +1,21 @@
 """What the arithmetic of this package would get wrong is refused at the door."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 from weakref import WeakSet
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechinterp.heads import Head, check_heads
 from mechinterp.patching.engine import trace, unembed
 
 Metric = Callable[[Float[Tensor, "prompt vocab"]], Float[Tensor, " prompt"]]
 """From logits at one position of every prompt to one value a prompt."""
+Input = Literal["q", "k", "v"]
+Receiver = tuple[Head, Input]
+"""An input of a head."""
 _agreeing: WeakSet[Any] = WeakSet()
 
 
@@ -89,6 +93,18 @@ def check_pair(clean: Tensor, corrupt: Tensor) -> None:
     """Refuse clean and corrupted prompts that are not aligned."""
     if corrupt.shape != clean.shape:
         raise ValueError(f"clean and corrupt differ in shape: {tuple(clean.shape)} and {tuple(corrupt.shape)}")
+
+
+def check_receivers(model: Any, receivers: Any) -> list[Receiver]:
+    """The receivers as a list; `ValueError` for none, an unknown head or an input that a head does not have."""
+    receivers = list(receivers)
+    if not receivers:
+        raise ValueError("no receivers: give 'logits' or a list of (head, 'q' | 'k' | 'v')")
+    checked = check_heads(model, [head for head, _ in receivers])
+    for _, part in receivers:
+        if part not in get_args(Input):
+            raise ValueError(f"a receiver's input is 'q', 'k' or 'v', not {part!r}")
+    return [(head, part) for head, (_, part) in zip(checked, receivers, strict=True)]
 
 
 def measure(metric: Metric, logits: Float[Tensor, "prompt vocab"]) -> Float[Tensor, " prompt"]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mechinterp.heads import Head, all_heads, check_heads
-from mechinterp.patching.checks import Metric, check_model, check_pair, check_tokens, measure
+from mechinterp.patching.checks import Metric, Receiver, check_model, check_pair, check_receivers, check_tokens, measure
 from mechinterp.patching.engine import (
     Cache,
     Keep,
@@ -39,9 +39,6 @@ from mechinterp.patching.engine import (
     trace,
     unembed,
 )
-
-Input = Literal["q", "k", "v"]
-Receiver = tuple[Head, Input]
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ def path_patch(
     check_pair(clean, corrupt)
     heads = all_heads(model) if senders is None else sorted(set(check_heads(model, senders)))
     if not isinstance(receivers, str):
-        receivers = _check_receivers(model, receivers)
+        receivers = check_receivers(model, receivers)
         if receiver_positions is not None:
             check_tokens(model, clean, batch_size, receiver_positions, "receiver_positions")
         heads = [h for h in heads if h.layer < max(r.layer for r, _ in receivers)]
@@ -132,17 +129,6 @@ def path_patch(
 
 Block = Callable[[list[Head] | None], Float[Tensor, "sender prompt d_model"]]
 """One block of prompts: the final streams at the position that is read, for some senders (None: unpatched)."""
-
-
-def _check_receivers(model: Any, receivers: Any) -> list[Receiver]:
-    receivers = list(receivers)
-    if not receivers:
-        raise ValueError("no receivers: give 'logits' or a list of (head, 'q' | 'k' | 'v')")
-    checked = check_heads(model, [head for head, _ in receivers])
-    for _, part in receivers:
-        if part not in ("q", "k", "v"):
-            raise ValueError(f"a receiver's input is 'q', 'k' or 'v', not {part!r}")
-    return [(head, part) for head, (_, part) in zip(checked, receivers, strict=True)]
 
 
 def _to_logits(model: Any, clean: Tensor, corrupt: Tensor, senders: list[Head], at: Tensor) -> Block:
