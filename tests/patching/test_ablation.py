@@ -82,6 +82,21 @@ def test_replace_of_whole_nodes_equals_hooks(
     torch.testing.assert_close(ours, slow, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_variants_that_replace_a_head_throughout_and_variants_that_do_not(
+    tiny: Any, prompts: Any, values: Activations, slow_ablation: Any, order: tuple[int, ...]
+) -> None:
+    """A head that one variant needs is computed for all, though another replaces it everywhere."""
+    shape = prompts.clean.shape
+    some = {Head(2, 1): None}
+    variants = [{Head(0, 0): None, Head(0, 2): None} | some, {Head(0, 1): prompts.receiver} | some, some]
+    heads = torch.stack([mask(tiny, shape, variants[i]) for i in order])
+    ours = replace(tiny, prompts.clean, values, heads=heads, at=prompts.at)
+    for variant in range(3):
+        slow = slow_ablation(tiny, prompts.clean, values, heads[variant], None, prompts.at)
+        torch.testing.assert_close(ours[variant], slow, atol=1e-4, rtol=0)
+
+
 def test_only_mlps_and_only_heads(tiny: Any, prompts: Any, values: Activations, slow_ablation: Any) -> None:
     mlps = torch.zeros(3, *prompts.clean.shape, dtype=torch.bool)
     mlps[1] = True
