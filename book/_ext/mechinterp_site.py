@@ -61,12 +61,11 @@ def _text(value: Any) -> str:
 
 def add_scripts(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
     """Give a page the scripts that its figures need, once, and no others."""
-    # Live kernels are off, and their script would reach for a CDN.
-    context["script_files"] = [s for s in context["script_files"] if "thebe" not in _source(s)]
-    body = context.get("body", "")
     for name, (_, _, mark) in SCRIPTS.items():
-        if mark in body:
+        if mark in context.get("body", ""):
             app.add_js_file(name, priority=100)
+    # Live kernels are off, and their script would reach for a CDN. Last, since this leaves Sphinx's own list.
+    context["script_files"] = [s for s in context["script_files"] if "thebe" not in _source(s)]
 
 
 def _source(script: Any) -> str:
