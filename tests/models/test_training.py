@@ -144,7 +144,7 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(
         with pytest.raises(OSError, match="No space left"):
             train(SMALL, mixture, tmp_path, every=5)
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.safetensors", "log.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.safetensors", "log.jsonl", "snapshots"]
     train(SMALL, mixture, tmp_path, every=5)
     assert losses(tmp_path) == pytest.approx(whole_run[1], abs=1e-6)
 

@@ -78,14 +78,21 @@ _ENCOUNTERS = (
     "The {object} went from {0} to {1} and then to {2}.",
     "{0} was at the {place}. Then {1} came, and {2} came after lunch.",
 )
-# The repeated name comes first; the other one is the last name before the answer.
-_MEETINGS = (
-    "{0} was at the {place}. Then {0} saw {1}, and",
-    "After {0} came home, {0} met {1}, and",
-    "{0} had a {object}. {0} called {1} from the {place}, and then",
-    "When {0} left the {place}, {0} waited for {1}. Later",
+# One person alone, before or after the opening: this is who is named twice.
+_ALONE = (
+    "{0} was tired.",
+    "{0} had a long day.",
+    "{0} was late for the lunch.",
+    "{0} came to the {place}.",
+    "{0} looked for a {object}.",
+    "We asked about {0}.",
+    "I had a letter from {0}.",
+    "It was a good day for {0}.",
+    "They were waiting for {0}.",
 )
+_OTHERS = ("they", "we", "I", "the man", "someone", "my brother")
 _ASIDES = ("It was a cold day.", "Nobody else was there.", "The weather was fine.", "There was much to do.")
+_SLOTS = {"place": "{place}", "object": "{object}"}
 _TAILS = (".", ".", ". That was all.", " and went home.", ", who was glad.", " once more.")
 
 _ITEMS = tuple(
@@ -98,27 +105,34 @@ _ITEMS = tuple(
 def ioi(rng: np.random.Generator, quote: Quote) -> list[Piece]:
     """Two people, one of them named twice; somebody gives something to the one named once.
 
-    Half of these are IOI sentences proper. In the others the repeated name need not be the last one, so
-    that "not the last name" is no shortcut for "not the repeated name".
+    Four in ten are IOI sentences proper: the one named twice gives. In the others a third person gives, or
+    nobody who is named, and the second mention comes before the opening, after it, or in any slot of a list. So
+    neither "not the last name" nor "not the one who gives" is a shortcut for "not the one named twice".
     """
     answer, repeated = _pair(rng)
-    kind = rng.random()
-    names: tuple[str, ...]
-    if kind < 0.5:
-        names = [(answer, repeated), (repeated, answer)][rng.integers(2)] + (repeated,)
-        opening, subject = _pick(rng, _OPENINGS), repeated
-        if opening.endswith(".") and rng.random() < 0.15:
-            opening += " " + _pick(rng, _ASIDES)
-    elif kind < 0.85:
-        slot = rng.integers(3)
-        names = tuple(answer if i == slot else repeated for i in range(3))
-        opening, subject = _pick(rng, _ENCOUNTERS), _pick(rng, ("They", "We", "I", "The man"))
+    first, second = (answer, repeated) if rng.random() < 0.5 else (repeated, answer)
+    form = rng.random()
+    if form < 0.4:
+        clauses, giver = [_pick(rng, _OPENINGS).format(first, second, **_SLOTS)], repeated
+        if clauses[0].endswith(".") and rng.random() < 0.15:
+            clauses.append(_pick(rng, _ASIDES))
+    elif form < 0.85:
+        alone = _pick(rng, _ALONE).format(repeated, **_SLOTS)
+        opening = _pick(rng, _OPENINGS).format(first, second, **_SLOTS)
+        if rng.random() < 0.5 or not opening.endswith("."):
+            clauses = [alone, opening]
+        else:
+            clauses = [opening, alone]
+        giver = _third(rng, answer, repeated) if form < 0.65 else _pick(rng, _OTHERS)
     else:
-        names = (repeated, answer, repeated)
-        opening, subject = _pick(rng, _MEETINGS), _pick(rng, ("they", "we", "I", "the man"))
-    action = _pick(rng, _ACTIONS).replace("{2}", subject)
-    text = f" {opening} {action} {answer}{_pick(rng, _TAILS)}"
-    return [text.format(*names, place=_pick(rng, PLACES), object=_pick(rng, OBJECTS))]
+        slot = rng.integers(3)
+        clauses = [_pick(rng, _ENCOUNTERS).format(*(answer if i == slot else repeated for i in range(3)), **_SLOTS)]
+        giver = _third(rng, answer, repeated) if form < 0.9 else _pick(rng, _OTHERS)
+    if clauses[-1].endswith("."):
+        giver = giver[0].upper() + giver[1:]
+    action = _pick(rng, _ACTIONS).format(None, None, giver, **_SLOTS)
+    text = f" {' '.join(clauses)} {action} {answer}{_pick(rng, _TAILS)}"
+    return [text.format(place=_pick(rng, PLACES), object=_pick(rng, OBJECTS))]
 
 
 def labelled_list(rng: np.random.Generator, quote: Quote) -> list[Piece]:
@@ -214,6 +228,15 @@ def _pair(rng: np.random.Generator) -> tuple[str, str]:
         i, j = rng.choice(len(NAMES), 2, replace=False)
         if frozenset((NAMES[i], NAMES[j])) not in _held_out():
             return NAMES[i], NAMES[j]
+
+
+def _third(rng: np.random.Generator, answer: str, repeated: str) -> str:
+    """A name that is neither of the two and makes a held-out pair with neither."""
+    while True:
+        name = _pick(rng, NAMES)
+        pairs = {frozenset((name, answer)), frozenset((name, repeated))}
+        if name not in (answer, repeated) and not pairs & _held_out():
+            return name
 
 
 def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:

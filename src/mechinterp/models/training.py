@@ -161,7 +161,8 @@ def train(config: Config, mixture: Mixture, out: Path, *, every: int = 250, stop
     """Train or resume in the folder `out`; returns the final weights.
 
     Writes `checkpoint.safetensors` (weights and optimiser state, atomically) every `every` steps and
-    `log.jsonl` with one line of loss a step. A run killed at any moment goes on from its last
+    `log.jsonl` with one line of loss a step; the weights of every checkpoint stay in `snapshots/`, in fp16,
+    for looking at how things emerge. A run killed at any moment goes on from its last
     checkpoint and repeats the same losses, because the batch depends on (seed, step) only.
 
     Args:
@@ -220,6 +221,9 @@ def _checkpoint(out: Path, config: Config, step: int, weights: Weights, opts: li
     tensors = {f"weights.{k}": w.detach() for k, w in weights.items()}
     tensors |= {f"state.{key}.{k}": v for key, state in _state(opts) for k, v in state.items()}
     meta = {"step": str(step), "config": json.dumps(asdict(config))}
+    (out / "snapshots").mkdir(exist_ok=True)
+    half = {name: w.detach().half().contiguous() for name, w in weights.items()}
+    atomic_write(out / "snapshots" / f"{step:06d}.safetensors", save(half, meta))
     atomic_write(out / "checkpoint.safetensors", save({k: v.contiguous() for k, v in tensors.items()}, meta))
 
 

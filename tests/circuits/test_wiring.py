@@ -1,0 +1,64 @@
+"""The circuit's edges on weights alone: on the organism, on random weights, on the real ones."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from mechinterp.attention import HeadWeights
+from mechinterp.circuits import PAPER_CIRCUIT, from_roles, wiring
+from mechinterp.heads import Head
+from mechinterp.models import organisms
+
+
+def test_the_organism_s_edges_lead_everywhere() -> None:
+    organism = organisms.ioi_circuit()
+    circuit = from_roles({role: organism.heads(role) for role in dict.fromkeys(organism.roles.values())})
+    result = wiring.wiring(HeadWeights.of(organism.model), circuit, name="organism")
+    assert result.shares()["IOI-W1"] == result.shares()["IOI-W2"] == result.shares()["IOI-W3"] == 1
+
+
+def test_random_weights_lead_as_often_as_chance_says() -> None:
+    """Over many random models the share of led readers is what `chance` predicts."""
+    shape = (6, 4, 32, 8)
+    g = torch.Generator().manual_seed(0)
+    names = {"previous token": [Head(1, 1)], "induction": [Head(3, 0), Head(4, 2), Head(5, 1)]}
+    names |= {"S-inhibition": [Head(3, 1)], "name mover": [Head(4, 0), Head(5, 0)]}
+    led, expected = [], []
+    for _ in range(40):
+        read = [torch.randn(shape, generator=g) for _ in range(3)]
+        weights = HeadWeights(*read, torch.randn(6, 4, 8, 32, generator=g))
+        for c in wiring.wiring(weights, from_roles(names)).connections:
+            led.append(min(c.ranks.values()) == 1)
+            expected.append(len(c.ranks) / c.earlier)
+    share, chance = sum(led) / len(led), sum(expected) / len(expected)
+    assert abs(share - chance) < 4 * (chance * (1 - chance) / len(led)) ** 0.5
+
+
+def test_a_result_is_written_and_read_back(tmp_path: Path) -> None:
+    result = wiring.gpt2()
+    wiring.save(result, tmp_path / "new" / "wiring.json")
+    assert wiring.load(tmp_path / "new" / "wiring.json") == result
+    with pytest.raises(ValueError, match="no wiring result at"):
+        wiring.load(tmp_path / "other.json")
+    (tmp_path / "half.json").write_text((tmp_path / "new" / "wiring.json").read_text()[:200])
+    with pytest.raises(ValueError, match="not a whole wiring result"):
+        wiring.load(tmp_path / "half.json")
+
+
+def test_the_committed_result_is_what_the_real_weights_give(shared: Path) -> None:
+    committed = wiring.gpt2()
+    again = wiring.wiring(HeadWeights.load(shared / "gpt2_attention"), PAPER_CIRCUIT, name=committed.weights)
+    for old, new in zip(committed.connections, again.connections, strict=True):
+        old_, new_ = asdict(old), asdict(new)
+        assert old_.pop("scores") == pytest.approx(new_.pop("scores"), abs=2e-4)
+        assert old_ == new_
+    assert committed.level == pytest.approx(again.level, abs=2e-3)
+
+
+def test_the_command_prints_every_claim(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wiring.main(["--weights", str(shared / "gpt2_attention"), "--json", str(tmp_path / "w.json")])
+    printed = capsys.readouterr().out
+    assert all(f"IOI-W{i}:" in printed for i in range(1, 5))
+    assert wiring.load(tmp_path / "w.json").connections == wiring.gpt2().connections

@@ -1,0 +1,114 @@
+"""Figures say what the tensors say; pages stay whole whatever the tokens are."""
+
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+
+import plotly.graph_objects as go
+import pytest
+import torch
+
+from mechinterp import viz
+from mechinterp.circuits import PAPER_CIRCUIT
+from mechinterp.heads import Head
+
+WORDS = {"title": "T", "caption": 'a < b & "c"'}
+VOID = {"br", "img", "meta", "link", "input", "hr"}
+
+
+class Balance(HTMLParser):
+    """Fails on an element that is closed without being open, or left open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def balanced(html: str) -> bool:
+    parser = Balance()
+    parser.feed(html)
+    parser.close()
+    return parser.open == []
+
+
+def figures() -> Iterator[viz.Figure]:
+    g = torch.Generator().manual_seed(0)
+    scores = torch.randn(3, 4, generator=g)
+    yield viz.head_map(scores, highlight={Head(1, 2): "name mover"}, **WORDS)
+    yield viz.head_map({"one": scores, "two": scores.abs()}, unit="score", **WORDS)
+    yield viz.histogram(scores.flatten(), x="x", **WORDS)
+    yield viz.scatter({"a": (scores[0], scores[1])}, x="x", y="y", diagonal=True, **WORDS)
+    yield viz.bars({"1.2": 0.5, "2.0": -1.0}, {"1.2": (0.4, 0.6), "2.0": (-2, 0)}, y="y", **WORDS)
+    yield viz.bars({"1.2": 0.5, "2.0": 1.0}, groups={"1.2": "first", "2.0": "second"}, y="y", **WORDS)
+    yield viz.curves({"a": ([1, 2], [3, 4])}, x="x", y="y", log_x=True, **WORDS)
+    yield viz.circuit_graph(PAPER_CIRCUIT, **WORDS)
+    yield viz.attention_map(torch.rand(2, 3, 3, generator=g), ["a", "<b>", " "], ["0.1", "0.2"], **WORDS)
+
+
+@pytest.mark.parametrize("figure", list(figures()))
+def test_every_figure_is_whole_and_in_the_house_style(figure: viz.Figure) -> None:
+    html = figure.html()
+    assert balanced(html)
+    assert "a &lt; b &amp; " in html
+    assert "cdn." not in html and "https://" not in re.sub(r"https://plot\.ly", "", html)
+    assert figure.plot.layout.autosize and figure.plot.layout.width is None, "fits a phone"
+    assert figure.plot.layout.paper_bgcolor is None, "both themes"
+
+
+def test_a_head_map_shows_every_score_and_zero_in_the_middle() -> None:
+    scores = torch.tensor([[0.5, -2.0], [0.1, 0.0]])
+    [trace] = viz.head_map(scores, **WORDS).plot.data
+    assert (trace.z == scores.numpy()).all()
+    assert trace.zmin == -trace.zmax == -2.0
+    assert trace.text[1][0] == "head 1.0"
+
+
+def test_bars_keep_their_order_and_intervals() -> None:
+    values, intervals = {"b": 2.0, "a": 1.0}, {"b": (1.5, 3.0), "a": (0.0, 1.25)}
+    plot = viz.bars(values, intervals, y="y", **WORDS).plot
+    [trace] = plot.data
+    assert list(trace.y) == ["b", "a"] and list(trace.x) == [2.0, 1.0]
+    assert list(trace.error_x.array) == [1.0, 0.25] and list(trace.error_x.arrayminus) == [0.5, 1.0]
+
+
+def test_the_circuit_graph_names_every_head_and_draws_every_edge_between_roles_that_are_there() -> None:
+    plot: go.Figure = viz.circuit_graph(PAPER_CIRCUIT, **WORDS).plot
+    text = " ".join(a.text for a in plot.layout.annotations)
+    assert all(re.search(rf"(?<![\d.]){re.escape(str(head))}(?!\d)", text) for head in PAPER_CIRCUIT)
+    arrows = sum(bool(a.showarrow) for a in plot.layout.annotations)
+    smaller = PAPER_CIRCUIT.without(PAPER_CIRCUIT.heads("induction"))
+    fewer = sum(bool(a.showarrow) for a in viz.circuit_graph(smaller, **WORDS).plot.layout.annotations)
+    assert arrows == 9 + 2, "the paper's edges between roles, and tokens into the two roles that read no head"
+    assert 0 < fewer < arrows
+
+
+TOKENS = ["<bos>", " Mary", "</script><b>", "\n"]
+
+
+def test_an_attention_view_survives_any_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MECHINTERP_SITE", "1")
+    pattern = torch.eye(4).repeat(2, 1, 1)
+    html = viz.attention(pattern, TOKENS, ["0.1", "2.3"], caption="c")._repr_html_()
+    assert balanced(html)
+    assert html.count("</script>") == 1 and "src=" not in html
+    assert "2.3" in html
+
+
+def test_off_the_site_the_bundle_comes_with_the_figure_and_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MECHINTERP_SITE", raising=False)
+    html = viz.attention(torch.eye(4)[None], TOKENS, ["0.1"], caption="c")._repr_html_()
+    assert len(html) > 500_000
+    assert "src=" not in html.split("<script>")[0] and "import(" not in html[-5000:]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_attention_view_refuses_another_shape() -> None:
+    with pytest.raises(ValueError, match=r"must have shape \(1, 4, 4\)"):
+        viz.attention(torch.eye(3)[None], TOKENS, ["0.1"], caption="c")
