@@ -14,7 +14,7 @@ def test_a_printed_head_reads_back(layer: int, head: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "9", "9-6", "L9", "H6", "9.6.1", "-1.2", "a.b"])
 def test_what_is_not_a_head(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a head; write it as 9.6 or L9H6"):
+    with pytest.raises(ValueError, match=r"is not a head; write it as 9\.6 or L9H6"):
         Head.parse(text)
 
 

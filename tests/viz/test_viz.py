@@ -57,8 +57,10 @@ def test_every_figure_is_whole_and_in_the_house_style(figure: viz.Figure) -> Non
     html = figure.html()
     assert balanced(html)
     assert "a &lt; b &amp; " in html
-    assert "cdn." not in html and "https://" not in re.sub(r"https://plot\.ly", "", html)
-    assert figure.plot.layout.autosize and figure.plot.layout.width is None, "fits a phone"
+    assert "cdn." not in html
+    assert "https://" not in re.sub(r"https://plot\.ly", "", html)
+    assert figure.plot.layout.autosize, "fits a phone"
+    assert figure.plot.layout.width is None
     assert figure.plot.layout.paper_bgcolor is None, "both themes"
 
 
@@ -74,8 +76,10 @@ def test_bars_keep_their_order_and_intervals() -> None:
     values, intervals = {"b": 2.0, "a": 1.0}, {"b": (1.5, 3.0), "a": (0.0, 1.25)}
     plot = viz.bars(values, intervals, y="y", **WORDS).plot
     [trace] = plot.data
-    assert list(trace.y) == ["b", "a"] and list(trace.x) == [2.0, 1.0]
-    assert list(trace.error_x.array) == [1.0, 0.25] and list(trace.error_x.arrayminus) == [0.5, 1.0]
+    assert list(trace.y) == ["b", "a"]
+    assert list(trace.x) == [2.0, 1.0]
+    assert list(trace.error_x.array) == [1.0, 0.25]
+    assert list(trace.error_x.arrayminus) == [0.5, 1.0]
 
 
 def test_the_circuit_graph_names_every_head_and_draws_every_edge_between_roles_that_are_there() -> None:
@@ -97,7 +101,8 @@ def test_an_attention_view_survives_any_token(monkeypatch: pytest.MonkeyPatch) -
     pattern = torch.eye(4).repeat(2, 1, 1)
     html = viz.attention(pattern, TOKENS, ["0.1", "2.3"], caption="c")._repr_html_()
     assert balanced(html)
-    assert html.count("</script>") == 1 and "src=" not in html
+    assert html.count("</script>") == 1
+    assert "src=" not in html
     assert "2.3" in html
 
 
@@ -105,7 +110,8 @@ def test_off_the_site_the_bundle_comes_with_the_figure_and_nothing_is_fetched(mo
     monkeypatch.delenv("MECHINTERP_SITE", raising=False)
     html = viz.attention(torch.eye(4)[None], TOKENS, ["0.1"], caption="c")._repr_html_()
     assert len(html) > 500_000
-    assert "src=" not in html.split("<script>")[0] and "import(" not in html[-5000:]
+    assert "src=" not in html.split("<script>")[0]
+    assert "import(" not in html[-5000:]
 
 
 @pytest.mark.usefixtures("unchecked")

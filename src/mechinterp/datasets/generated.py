@@ -119,10 +119,7 @@ def ioi(rng: np.random.Generator, quote: Quote) -> list[Piece]:
     elif form < 0.85:
         alone = _pick(rng, _ALONE).format(repeated, **_SLOTS)
         opening = _pick(rng, _OPENINGS).format(first, second, **_SLOTS)
-        if rng.random() < 0.5 or not opening.endswith("."):
-            clauses = [alone, opening]
-        else:
-            clauses = [opening, alone]
+        clauses = [alone, opening] if rng.random() < 0.5 or not opening.endswith(".") else [opening, alone]
         giver = _third(rng, answer, repeated) if form < 0.65 else _pick(rng, _OTHERS)
     else:
         slot = rng.integers(3)
