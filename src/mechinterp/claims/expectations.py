@@ -174,13 +174,13 @@ def show(value: Value | None, interval: Any = None) -> str:
 
 
 def describe(expected: Expectation) -> str:
-    """An expectation in words.
+    """An expectation in words; rows that may hold any number are left out.
 
     >>> describe({"LD": Range(3.1, 3.9), "heads": Size(1)})
     'LD: 3.1 to 3.9; heads: at least 1 head'
     """
     if isinstance(expected, dict):
-        return "; ".join(f"{key}: {rule}" for key, rule in expected.items())
+        return "; ".join(f"{key}: {rule}" for key, rule in expected.items() if rule != Range())
     return str(expected)
 
 

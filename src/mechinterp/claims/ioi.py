@@ -139,8 +139,10 @@ INHIBITION_CLAIMS = (
             "token random, position inverted": _around(-1.96, 0.5),
             "token inverted, position original": _around(1.77, 0.5),
             "token inverted, position inverted": _around(-3.16, 0.5),
+            "share of LD lost with the position": Range(),
+            "share of LD lost with the token": Range(),
         },
-        # Both signals exist in some mixture: the intact cell is positive and inverting both turns the sign.
+        # In the paper 128 % and 31 % are lost. That the position counts, and more than the token, is the claim.
         lab={
             "token original, position original": Range(3.0),
             "token original, position inverted": Range(),
@@ -148,6 +150,8 @@ INHIBITION_CLAIMS = (
             "token random, position inverted": Range(),
             "token inverted, position original": Range(),
             "token inverted, position inverted": Range(hi=0),
+            "share of LD lost with the position": Range(0.5),
+            "share of LD lost with the token": Range(hi=0.5),
         },
     ),
     Claim(

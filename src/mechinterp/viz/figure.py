@@ -22,7 +22,7 @@ TEMPLATE = go.layout.Template(
         margin={"l": 12, "r": 12, "t": 48, "b": 12},
         xaxis={"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GRID, "automargin": True},
         yaxis={"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GRID, "automargin": True},
-        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 1, "xanchor": "right"},
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "xanchor": "left"},
         hoverlabel={"font": {"size": 13}},
         modebar={"orientation": "v", "bgcolor": "rgba(0,0,0,0)"},
     )

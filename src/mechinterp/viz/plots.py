@@ -148,10 +148,7 @@ def bars(
     plot.update_xaxes(title=y, zeroline=True)
     plot.update_yaxes(type="category", autorange="reversed", categoryarray=list(values), categoryorder="array")
     plot.update_layout(showlegend=bool(groups), barmode="overlay", bargap=0.3)
-    figure = finish(plot, title, caption, height=130 + 26 * len(values) + (30 if groups else 0))
-    if groups:
-        figure.plot.update_layout(legend={"y": -0.18, "yanchor": "top", "x": 0, "xanchor": "left"})
-    return figure
+    return finish(plot, title, caption, height=130 + 26 * len(values) + (30 if groups else 0))
 
 
 def curves(
