@@ -1,14 +1,15 @@
 """The lab model against a Kneser-Ney n-gram model of the same text, by KenLM.
 
-    python benchmarks/ngram.py --text FOLDER --lmplz kenlm/build/bin/lmplz [--steps 5000]
+    python benchmarks/ngram.py --text FOLDER --lmplz kenlm/build/bin/lmplz [--card]
 
 Both models read the same tokens: KenLM (modified Kneser-Ney) is fitted on as many windows of real text
 as the lab model saw in training, and once on all of it. Both are scored on the windows of
-`behaviours.text_loss`. Prints nats per token and writes nothing. KenLM's `lmplz`, `build_binary` and
-`query` come from the source archive of its package (cmake and Boost build them).
+`behaviours.text_loss`. Prints nats per token; `--card` puts them on the lab model's card. KenLM's `lmplz`,
+`build_binary` and `query` come from the source archive of its package (cmake and Boost build them).
 """
 
 import argparse
+import json
 import math
 import re
 import subprocess
@@ -18,7 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from mechinterp import models
+from mechinterp.files import atomic_write
 from mechinterp.models.behaviours import text_loss
+from mechinterp.models.load import LAB
 from mechinterp.models.mixture import encode_corpus, read_texts
 
 WINDOW = 255
@@ -45,8 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True, help="folder with train* and held_out* texts")
     parser.add_argument("--lmplz", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=5000, help="training steps of the lab model")
-    parser.add_argument("--rows", type=int, default=12, help="rows of real text in a training step")
+    parser.add_argument("--card", action="store_true", help="write the numbers on the lab model's card")
     args = parser.parse_args()
     model = models.load("lab")
     tokenizer = model.tokenizer.backend_tokenizer
@@ -54,16 +56,22 @@ def main() -> None:
     train = encode_corpus(tokenizer, read_texts(args.text, "train*"))
     held_lines = lines(held, np.linspace(0, len(held) - WINDOW - 1, 200).astype(int))
     every = np.arange(0, len(train) - WINDOW, WINDOW)
-    seen = np.random.default_rng(0).permutation(every)[: args.steps * args.rows]
+    card = json.loads((LAB / "card.json").read_text())
+    share = round(card["tokens_seen"] * (1 - card["generated"]) / WINDOW)
+    seen = np.random.default_rng(0).permutation(every)[:share]
+    baseline = {}
     for name, starts in {"as much text as the lab model saw": seen, "all of the text": every}.items():
         text = lines(train, starts)
         for order in (3, 4, 5):
             loss = kneser_ney(args.lmplz, text, held_lines, order)
-            print(
-                f"Kneser-Ney {order}-gram, {len(starts) * WINDOW / 1e6:.1f} M tokens ({name}): {loss:.3f}", flush=True
-            )
+            title = f"Kneser-Ney {order}-gram of {len(starts) * WINDOW / 1e6:.1f} M tokens, {name}"
+            print(f"{title}: {loss:.3f}", flush=True)
+            baseline[title] = round(loss, 3)
     result = text_loss(model, held)
     print(f"lab model: {result['loss']:.3f} ± {result['standard_error']:.3f}")
+    if args.card:
+        text = json.dumps(card | {"baseline": baseline}, indent=1, ensure_ascii=False)
+        atomic_write(LAB / "card.json", f"{text}\n".encode())
 
 
 if __name__ == "__main__":

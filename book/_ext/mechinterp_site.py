@@ -39,23 +39,39 @@ class ModelCard(SphinxDirective):
         path = files("mechinterp").joinpath("models/lab/card.json")
         if not path.is_file():
             return [nodes.paragraph(text="The lab model has not been trained yet.")]
-        card = json.loads(path.read_text(encoding="utf8"))
-        return [nodes.raw("", "".join(_section(name, value) for name, value in card.items()), format="html")]
+        return [nodes.raw("", _card(json.loads(path.read_text(encoding="utf8"))), format="html")]
 
 
-def _section(name: str, value: Any) -> str:
-    if not isinstance(value, dict):
-        return f"<p><strong>{escape(name)}</strong>: {escape(_text(value))}</p>"
-    return f"<h3>{escape(name.capitalize())}</h3><table>{''.join(_row(k, v) for k, v in value.items())}</table>"
+def _card(card: dict[str, Any]) -> str:
+    config, loss = card["config"], card["measured"]["held-out text"]
+    losses = {"the lab model": f"{loss['loss']:.3f} ± {loss['standard_error']:.3f}"}
+    losses |= {name: f"{value:.3f}" for name, value in card.get("baseline", {}).items()}
+    training = {
+        "shape": "GPT-2 with {n_layers} layers, {n_heads} heads a layer, d_model {d_model}, context {n_ctx}".format(
+            **config
+        ),
+        "vocabulary": f"{config['vocab_size']} tokens, byte-level BPE",
+        "tokens seen": f"{card['tokens_seen'] / 1e6:.1f} M, {1 - card['generated']:.0%} of them real text",
+        "text": f"{card['real_tokens'] / 1e6:.1f} M tokens of {len(card['text'])} files",
+        "schedule": "{steps} steps of {batch} rows, Muon {muon_lr} and AdamW {lr}, seed {seed}".format(**config),
+    }
+    files = {str(next(iter(source.values()))): source.get("sha256", "") for source in card["text"]}
+    return (
+        _table("Behaviour", {k: v for k, v in card["measured"].items() if k != "held-out text"})
+        + _table("Loss on held-out text, nats per token", losses)
+        + _table("Training", training)
+        + f"<details><summary>sha256 of the texts</summary>{_table('', files)}</details>"
+    )
 
 
-def _row(name: str, value: Any) -> str:
-    if isinstance(value, dict):
-        value = "; ".join(f"{k} {_text(v)}" for k, v in value.items())
-    return f"<tr><th>{escape(name)}</th><td>{escape(_text(value))}</td></tr>"
+def _table(title: str, rows: dict[str, Any]) -> str:
+    body = "".join(f"<tr><th>{escape(name)}</th><td>{escape(_text(value))}</td></tr>" for name, value in rows.items())
+    return (f"<h3>{escape(title)}</h3>" if title else "") + f"<table>{body}</table>"
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{name.replace('_', ' ')} {_text(item)}" for name, item in value.items())
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

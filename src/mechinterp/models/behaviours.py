@@ -156,15 +156,14 @@ def card(model: Any, held_out: Int[np.ndarray, " token"] | None = None) -> dict[
     scores = {task.name: successor_scores(model, task) for task in TASKS.values()}
     best = {name: divmod(int(s.argmax()), model.cfg.n_heads) for name, s in scores.items()}
     result: dict[str, Any] = {
-        "ioi held-out pairs": indirect_objects(model),
-        "ioi seen pairs": indirect_objects(model, seen=True),
-        "induction": induction(model),
-        "succession adjacent": succession(model, "adjacent"),
-        "succession fetched": succession(model, "fetched"),
-        "successor heads": {
-            name: {"score": s.max().item(), "head": "{}.{}".format(*best[name])} for name, s in scores.items()
-        },
-        "no repetition": no_repetition(model),
+        "IOI, held-out pairs and templates": indirect_objects(model),
+        "IOI, seen pairs, held-out templates": indirect_objects(model, seen=True),
+        "induction on random tokens": induction(model),
+        "succession, item adjacent": succession(model, "adjacent"),
+        "succession, item some tokens back": succession(model, "fetched"),
+        "best successor score from weights": {name: s.max().item() for name, s in scores.items()},
+        "head with that score": {name: "{}.{}".format(*best[name]) for name in scores},
+        "lists without repetition": no_repetition(model),
     }
     if held_out is not None:
         result["held-out text"] = text_loss(model, held_out)
