@@ -1,6 +1,6 @@
 """What a head reads and writes: patterns, head types, OV and QK circuits, composition."""
 
-from mechinterp.attention.circuits import ov_circuit, qk_circuit
+from mechinterp.attention.circuits import effective_embedding, ov_circuit, qk_circuit
 from mechinterp.attention.composition import HeadWeights, chance_level, composition, ranks
 from mechinterp.attention.heads import (
     attention_to,
@@ -21,6 +21,7 @@ __all__ = [
     "copy_scores",
     "direct_projection",
     "duplicate_token_scores",
+    "effective_embedding",
     "induction_scores",
     "ov_circuit",
     "patterns",

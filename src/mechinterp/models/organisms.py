@@ -165,6 +165,46 @@ def ioi_circuit() -> Organism:
     return Organism(model, roles, VOCABULARY, lambda n, seed: ioi_prompts(n, seed=seed).tokens)
 
 
+_READERS = ("suppressor", "anti-copier", "copier")
+_SUPPRESSION_WORDS = ("<bos>", *(f"w{i}" for i in range(63)))
+
+
+@cache
+def copy_suppression(kind: str = "suppressor") -> Organism:
+    """Two layers. Head 0.0 predicts, after word i, word i + 1; head 1.0 does something about words of the context.
+
+    | kind | 1.0 attends to | writes |
+    |---|---|---|
+    | suppressor | the predicted word, if it stood before, else `<bos>` | −0.75 of that word's logit: copy suppression |
+    | anti-copier | the word before, whatever is predicted | −3 times that word's logit |
+    | copier | as the suppressor | +0.75 of that word's logit |
+
+    Sequences are `<bos>` and 40 different random words. Predictions are near certain, but for the anti-copier: it
+    lowers words that nothing predicts, which only shows where they have some probability.
+
+    Errors: `ValueError` for another kind.
+    """
+    if kind not in _READERS:
+        raise ValueError(f"unknown kind {kind!r}; one of {', '.join(_READERS)}")
+    v = len(_SUPPRESSION_WORDS)
+    s = spaces({"tok": v, "pos": 64, "out": v}, 272)
+    to_predicted = torch.cat([SHARP / 2 * s["one"], SHARP * s["out"][1:]]), torch.cat([s["tok"][:1], s["tok"][1:]])
+    query, key = _previous(s) if kind == "anti-copier" else to_predicted
+    strength = {"suppressor": -0.75, "anti-copier": -3.0, "copier": 0.75}[kind]
+    unembed = (1.0 if kind == "anti-copier" else 8.0) * s["out"]
+    heads = {
+        Head(0, 0): Wiring(SHARP * s["pos"], s["pos"], s["tok"][1:], torch.roll(s["out"][1:], -1, 0)),
+        Head(1, 0): Wiring(query, key, s["tok"][1:], strength * s["out"][1:]),
+    }
+    model = build(s, heads, n_layers=2, n_heads=4, unembed=unembed, vocabulary=_SUPPRESSION_WORDS)
+
+    def sample(n: int, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return _with_bos(torch.rand(n, v - 1, generator=generator).argsort(1)[:, :40] + 1)
+
+    return Organism(model, {Head(0, 0): "predictor", Head(1, 0): kind}, _SUPPRESSION_WORDS, sample)
+
+
 def ioi_prompts(n: int, *, seed: int = 0) -> IOIDataset:
     """Prompts for `ioi_circuit`: four templates in both orders, 16 names; corruptions as for any IOI dataset.
 

@@ -1,0 +1,28 @@
+"""Is a head a copy suppressor? The methods of McDougall et al. (arXiv:2310.04625)."""
+
+from mechinterp.copy_suppression.cspa import CSPA, PARTS, cspa, qk_projection
+from mechinterp.copy_suppression.records import head_means
+from mechinterp.copy_suppression.weights import (
+    RankTests,
+    composition_ranks,
+    diagonal_ranks,
+    ov_ranks,
+    qk_ranks,
+    rank_tests,
+    token_vectors,
+)
+
+__all__ = [
+    "CSPA",
+    "PARTS",
+    "RankTests",
+    "composition_ranks",
+    "cspa",
+    "diagonal_ranks",
+    "head_means",
+    "ov_ranks",
+    "qk_projection",
+    "qk_ranks",
+    "rank_tests",
+    "token_vectors",
+]

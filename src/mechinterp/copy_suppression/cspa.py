@@ -1,0 +1,252 @@
+"""Copy-suppression-preserving ablation: how much of a head is copy suppression? (McDougall et al., section 3.3)
+
+A head's output at a destination d is a sum over sources s of r(d, s) = A[d, s] · v_s W_O. Mean ablation replaces each
+by m(d, s) = A[d, s] · μ_d. CSPA keeps of each term only what copy suppression would do:
+
+    QK  only the sources whose token the stream before the head predicts most (5 % of them) keep anything
+    OV  of what they add beyond the mean only the part that lowers the logit of their own token,
+        the negative part of the projection on that token's unembedding
+
+    out_d = μ_d + Σ_{s kept} min(c, 0) û_s,    c(d, s) = (r(d, s) − m(d, s)) · û_s,    û_s = W_U[s] / |W_U[s]|
+
+The effect explained is 1 − D(CSPA) / D(mean ablation), D the mean KL divergence from the clean prediction; only the
+direct path to the logits is ablated, with the last layer norm's scale frozen.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mechinterp.copy_suppression.records import (
+    Record,
+    check_text,
+    head_means,
+    norm_scale,
+    records,
+    through_final_norm,
+)
+from mechinterp.heads import Head, check_heads
+from mechinterp.stats import bootstrap
+
+Part = Literal["both", "ov", "qk"]
+PARTS: tuple[Part, ...] = ("both", "ov", "qk")
+Measure = Literal["kl", "loss", "absolute loss"]
+
+
+@dataclass(frozen=True)
+class CSPA:
+    """What is left of a head's direct effect under each ablation, token by token.
+
+    Attributes:
+        loss: of the clean model (nats), predicting the next token.
+        ablated_kl, ablated_loss: with the head's direct effect mean-ablated.
+        kl, loss_of: the same for each part of CSPA.
+    """
+
+    loss: Float[Tensor, "doc pos"]
+    ablated_kl: Float[Tensor, "doc pos"]
+    ablated_loss: Float[Tensor, "doc pos"]
+    kl: dict[Part, Float[Tensor, "doc pos"]]
+    loss_of: dict[Part, Float[Tensor, "doc pos"]]
+
+    def effects(self, part: Part = "both", by: Measure = "kl") -> Float[Tensor, "doc pos two"]:
+        """Effect of CSPA and of the mean ablation at every token, in nats.
+
+        `loss` is the net increase of the loss, `absolute loss` its modulus (Appendix J.2).
+        """
+        if by == "kl":
+            return torch.stack([self.kl[part], self.ablated_kl], -1)
+        pair = torch.stack([self.loss_of[part] - self.loss, self.ablated_loss - self.loss], -1)
+        return pair if by == "loss" else pair.abs()
+
+    def explained(self, part: Part = "both", by: Measure = "kl") -> float:
+        """1 − D(CSPA) / D(mean ablation): 0 is as bad as no head, 1 as good as the head."""
+        return _explained(self.effects(part, by).mean(1)).item()
+
+    def interval(self, part: Part = "both", by: Measure = "kl") -> tuple[float, float]:
+        """95 % bootstrap interval of `explained` over documents."""
+        return bootstrap(self.effects(part, by).mean(1), statistic=_explained)
+
+    def percentiles(self, part: Part = "both", bins: int = 100) -> Float[Tensor, "bin two"]:
+        """Mean KL of CSPA and of the mean ablation in bins of tokens sorted by the latter (Figure 5)."""
+        pairs = self.effects(part).flatten(0, 1)
+        ordered = pairs[pairs[:, 1].argsort()]
+        return torch.stack([chunk.mean(0) for chunk in ordered.tensor_split(bins)])
+
+
+def _explained(pairs: Float[Tensor, "doc two"]) -> Tensor:
+    return 1 - pairs[:, 0].mean() / pairs[:, 1].mean()
+
+
+@torch.no_grad()
+def cspa(
+    model: Any,
+    tokens: Int[Tensor, "doc pos"],
+    heads: Sequence[Head],
+    *,
+    parts: Sequence[Part] = PARTS,
+    keep: float = 0.05,
+    means: Mapping[Head, Float[Tensor, "pos d_head"]] | None = None,
+    similar: Int[Tensor, "token k"] | None = None,
+    progress: bool = True,
+) -> dict[Head, CSPA]:
+    """CSPA of some heads on a text; the model runs once a document whatever the number of heads.
+
+    Args:
+        keep: share of the sources that the QK part keeps, at least one.
+        means: z that stands for a head without information, `head_means` of this text by default.
+        similar: for each token of the vocabulary tokens that mean the same, itself first; what a source does to any
+            of them counts as suppression of it (Appendix K). −1 fills up short rows.
+
+    Memory: a few times pos · vocabulary floats. Errors: `ValueError` for a text of less than two tokens.
+    """
+    from tqdm.auto import tqdm
+
+    heads = check_heads(model, heads)
+    check_text(model, tokens)
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep is a share of the sources, between 0 and 1, not {keep}")
+    means = head_means(model, tokens, heads) if means is None else means
+    layers = sorted({h.layer for h in heads})
+    rows: dict[Head, list[Tensor]] = {h: [] for h in heads}
+    every = tqdm(records(model, tokens, layers), total=len(tokens), desc="CSPA", unit="doc", disable=not progress)
+    for record in every:
+        clean = (record.final @ model.W_U + model.b_U).log_softmax(-1)
+        kept = {layer: predicted_sources(model, record, layer, keep) for layer in layers}
+        basis = _directions(model, record.tokens, similar)
+        loss = _next_loss(clean, record.tokens)
+        for h in heads:
+            values = [loss]
+            for change in _changes(model, record, h, means[h], kept[h.layer], basis, parts):
+                after = (clean + through_final_norm(model, change, record.scale) @ model.W_U).log_softmax(-1)
+                values += [_kl(clean, after), _next_loss(after, record.tokens)]
+            rows[h].append(torch.stack(values))
+    result = {}
+    for h in heads:
+        loss, kl, ablated, *rest = torch.stack(rows[h], 1).cpu()
+        result[h] = CSPA(
+            loss, kl, ablated, dict(zip(parts, rest[::2], strict=True)), dict(zip(parts, rest[1::2], strict=True))
+        )
+    return result
+
+
+def predicted_sources(model: Any, record: Record, layer: int, keep: float) -> Bool[Tensor, "query key"]:
+    """The ⌈keep · (d + 1)⌉ sources whose tokens the stream before `layer` predicts most, by the logit lens."""
+    lens = logit_lens(model, record.resid[layer], record.tokens)
+    n = len(lens)
+    masked = lens.masked_fill(_later(lens), -torch.inf)
+    order = torch.argsort(masked, dim=-1, descending=True, stable=True).argsort(-1)
+    many = torch.ceil(keep * torch.arange(1, n + 1, device=lens.device, dtype=torch.float64))
+    return (order < many[:, None]) & ~_later(lens)
+
+
+def logit_lens(
+    model: Any, resid: Float[Tensor, "query d_model"], tokens: Int[Tensor, " key"]
+) -> Float[Tensor, "query key"]:
+    """Logits of some tokens if the model ended here."""
+    return model.ln_final(resid[None])[0] @ model.W_U[:, tokens] + model.b_U[tokens]
+
+
+def _changes(
+    model: Any,
+    record: Record,
+    head: Head,
+    mean: Tensor,
+    kept: Tensor,
+    basis: Tensor,
+    parts: Sequence[Part],
+) -> Iterator[Float[Tensor, "pos d_model"]]:
+    """How the stream's end changes under mean ablation, then under each part of CSPA."""
+    pattern = record.pattern[head.layer][head.head]
+    v, z = record.v[head.layer][:, head.head], record.z[head.layer][:, head.head]
+    w_o = model.W_O[head]
+    gone = mean - z
+    yield gone @ w_o
+    if set(parts) & {"ov", "both"}:
+        read = torch.einsum("skd,ed->ske", basis, w_o)  # what a unit of z adds along each source's directions
+        own, base = torch.einsum("se,ske->sk", v, read), torch.einsum("qe,ske->qsk", mean, read)
+        lowered = (pattern[..., None] * (own - base)).clamp(max=0)
+    for part in parts:
+        if part == "qk":
+            share = pattern * kept
+            yield (share @ v + (1 - share.sum(-1, keepdim=True)) * mean - z) @ w_o
+        else:
+            these = lowered if part == "ov" else lowered * kept[..., None]
+            yield gone @ w_o + torch.einsum("qsk,skd->qd", these, basis)
+
+
+def _directions(model: Any, tokens: Tensor, similar: Tensor | None) -> Float[Tensor, "source k d_model"]:
+    """Orthonormal directions of each source token's unembedding and of those that mean the same."""
+    if similar is None:
+        return torch.nn.functional.normalize(model.W_U[:, tokens].T, dim=-1)[:, None]
+    ids = similar.to(tokens.device)[tokens]
+    vectors = model.W_U[:, ids.clamp(min=0)].permute(1, 2, 0) * (ids >= 0)[..., None]
+    basis: list[Tensor] = []
+    for x in vectors.unbind(1):  # Gram-Schmidt; a row that is spanned already becomes zero
+        for b in basis:
+            x = x - (x * b).sum(-1, keepdim=True) * b
+        size = x.norm(dim=-1, keepdim=True)
+        basis.append(torch.where(size > 1e-4, x / size.clamp(min=1e-4), torch.zeros_like(x)))
+    return torch.stack(basis, 1)
+
+
+def _kl(clean: Tensor, after: Tensor) -> Float[Tensor, " pos"]:
+    return torch.nn.functional.kl_div(after, clean, log_target=True, reduction="none").sum(-1).clamp(min=0)
+
+
+def _next_loss(logp: Tensor, tokens: Tensor) -> Float[Tensor, " pos"]:
+    """Loss at every position but the last, where 0 stands for a target that is not there."""
+    loss = -logp[:-1].gather(1, tokens[1:, None])[:, 0]
+    return torch.cat([loss, loss.new_zeros(1)])
+
+
+def _later(x: Tensor) -> Bool[Tensor, "query key"]:
+    return torch.ones_like(x, dtype=torch.bool).triu(1)
+
+
+@torch.no_grad()
+def qk_projection(
+    model: Any,
+    tokens: Int[Tensor, "doc pos"],
+    head: Head,
+    *,
+    means: Mapping[Head, Float[Tensor, "pos d_head"]] | None = None,
+    progress: bool = True,
+) -> CSPA:
+    """Is attention explained by what the stream predicts? (Appendix N, the simple version)
+
+    The score of a source s is computed anew from only that part of the query's input which lies along the unembedding
+    of s; the new pattern moves the head's own values. The result has one part, `qk`.
+    """
+    from tqdm.auto import tqdm
+
+    [head] = check_heads(model, [head])
+    if getattr(model.cfg, "positional_embedding_type", "standard") not in ("standard", "learned"):
+        raise ValueError("qk_projection needs a model whose attention scores do not depend on the position (no rotary)")
+    means = head_means(model, tokens, [head]) if means is None else means
+    rows = []
+    layer, index = head
+    for record in tqdm(records(model, tokens, [layer]), total=len(tokens), unit="doc", disable=not progress):
+        clean = (record.final @ model.W_U + model.b_U).log_softmax(-1)
+        x = model.blocks[layer].ln1(record.resid[layer][None])[0]
+        key = x @ model.W_K[layer, index] + model.b_K[layer, index]
+        u = torch.nn.functional.normalize(model.W_U[:, record.tokens].T, dim=-1)
+        along = x @ u.T  # how much of the query's input lies along each source's unembedding
+        score = along * ((u @ model.W_Q[layer, index]) * key).sum(-1) + key @ model.b_Q[layer, index]
+        pattern = (score / model.cfg.d_head**0.5).masked_fill(_later(score), -torch.inf).softmax(-1)
+        z, v = record.z[layer][:, index], record.v[layer][:, index]
+        values = [_next_loss(clean, record.tokens)]
+        for new in (means[head], pattern @ v):
+            change = through_final_norm(model, (new - z) @ model.W_O[head], record.scale)
+            after = (clean + change @ model.W_U).log_softmax(-1)
+            values += [_kl(clean, after), _next_loss(after, record.tokens)]
+        rows.append(torch.stack(values))
+    loss, kl, ablated, part_kl, part_loss = torch.stack(rows, 1).cpu()
+    return CSPA(loss, kl, ablated, {"qk": part_kl}, {"qk": part_loss})
+
+
+__all__ = ["CSPA", "cspa", "logit_lens", "norm_scale", "predicted_sources", "qk_projection"]
