@@ -19,32 +19,32 @@ Piece = str | list[int]
 Quote = Callable[[int], list[int]]
 """`quote(n)`: n consecutive tokens of real text."""
 
-# First clauses and second clauses combine freely; none of them is a clause of a paper template.
-_OPENINGS = (
-    "Later, {0} and {1} walked to the {place}.",
-    "Then, {0} and {1} met at the {place}.",
-    "Then, {0} and {1} bought a {object} at the {place}.",
-    "One day, {0} and {1} spent an hour in the {place}.",
-    "Yesterday, {0} and {1} sat down in the {place}.",
-    "In the morning, {0} and {1} had a short talk.",
-    "After the dinner, {0} and {1} came back from the {place}.",
-    "That evening, {0} and {1} waited outside the {place}.",
-    "My friends {0} and {1} lost a {object} near the {place}.",
-    "Our neighbours {0} and {1} saw a {object} in the {place}.",
+# How a sentence with two people begins, goes on and ends; no combination is a first clause of the paper's templates.
+_LEADS = (
+    "Then,", "Later,", "One day,", "Yesterday,", "In the morning,", "After the dinner,", "That evening,", "Soon",
+    "At last", "It was late when", "My friends", "Our neighbours", "The other day", "In the end,", "Once",
+    "We heard that", "",
+)  # fmt: skip
+_CONJUNCTIONS = ("After", "When", "While", "As", "Because", "Before", "Since", "Although", "Soon after", "Just as")
+_VERBS = (
+    "walked to the {place}", "met at the {place}", "bought a {object} at the {place}", "spent an hour in the {place}",
+    "sat down in the {place}", "had a short talk", "came back from the {place}", "waited outside the {place}",
+    "lost a {object} near the {place}", "saw a {object} in the {place}", "looked for a {object}", "left the {place}",
+    "were waiting at the {place}", "were walking to the {place}", "were tired of the {place}", "liked the {place}",
+    "had a big dinner", "talked about the {object}", "were looking at the {object}", "stood before the {place}",
+    "sold a {object} to the {place}", "ran to the {place}", "wanted the {object}",
+    "came to the {place} with a {object}",
+)  # fmt: skip
+_ODD = (
     "The {place} that {0} and {1} liked had a {object}.",
     "The {object} that {0} and {1} wanted was in the {place}.",
-    "{0} and {1} had a big dinner.",
-    "At the {place}, {0} and {1} looked for a {object}.",
-    "After {0} and {1} walked to the {place},",
-    "After {0} and {1} met at the {place},",
-    "When {0} and {1} saw a {object} in the {place},",
-    "When {0} and {1} came back from the {place},",
-    "While {0} and {1} were waiting at the {place},",
-    "While {0} and {1} were walking to the {place},",
-    "As {0} and {1} left the {place},",
-    "Because {0} and {1} liked the {place},",
+    "There was a {object} in the {place} of {0} and {1}.",
     "Then, {0} and {1} had a short talk, and later",
     "Soon {0} and {1} were tired of the {place}, and then",
+    "{0} met {1} at the {place}.",
+    "{0} came to the {place} with {1}.",
+    "At the {place} {0} was waiting for {1}.",
+    "{0} was in the {place}, and {1} was there too.",
 )
 _ACTIONS = (
     "{2} handed a {object} to",
@@ -91,7 +91,6 @@ _ALONE = (
     "They were waiting for {0}.",
 )
 _OTHERS = ("they", "we", "I", "the man", "someone", "my brother")
-_ASIDES = ("It was a cold day.", "Nobody else was there.", "The weather was fine.", "There was much to do.")
 _SLOTS = {"place": "{place}", "object": "{object}"}
 _TAILS = (".", ".", ". That was all.", " and went home.", ", who was glad.", " once more.")
 
@@ -105,31 +104,47 @@ _ITEMS = tuple(
 def ioi(rng: np.random.Generator, quote: Quote) -> list[Piece]:
     """Two people, one of them named twice; somebody gives something to the one named once.
 
-    Four in ten are IOI sentences proper: the one named twice gives. In the others a third person gives, or
-    nobody who is named, and the second mention comes before the opening, after it, or in any slot of a list. So
-    neither "not the last name" nor "not the one who gives" is a shortcut for "not the one named twice".
+    More than half are IOI sentences proper: the one named twice gives. In the others a third person gives, or nobody
+    who is named, and the second mention comes before the opening, after it, or in any slot of a list. So neither
+    "not the last name" nor "not the one who gives" is a shortcut for "not the one named twice". Some words of real text
+    may stand before it all or before the last clause, so that no distance is a shortcut either.
     """
     answer, repeated = _pair(rng)
-    first, second = (answer, repeated) if rng.random() < 0.5 else (repeated, answer)
     form = rng.random()
-    if form < 0.4:
-        clauses, giver = [_pick(rng, _OPENINGS).format(first, second, **_SLOTS)], repeated
-        if clauses[0].endswith(".") and rng.random() < 0.15:
-            clauses.append(_pick(rng, _ASIDES))
-    elif form < 0.85:
-        alone = _pick(rng, _ALONE).format(repeated, **_SLOTS)
-        opening = _pick(rng, _OPENINGS).format(first, second, **_SLOTS)
-        clauses = [alone, opening] if rng.random() < 0.5 or not opening.endswith(".") else [opening, alone]
-        giver = _third(rng, answer, repeated) if form < 0.65 else _pick(rng, _OTHERS)
+    if form < 0.82:
+        opening = _opening(rng).format(*_shuffled(rng, answer, repeated), **_SLOTS)
+        clauses, giver = [opening], repeated
+        if form > 0.58:
+            alone = _pick(rng, _ALONE).format(repeated, **_SLOTS)
+            clauses = [opening, alone] if opening.endswith(".") and rng.random() < 0.5 else [alone, opening]
+            giver = _third(rng, answer, repeated) if form < 0.68 else _pick(rng, _OTHERS)
     else:
         slot = rng.integers(3)
         clauses = [_pick(rng, _ENCOUNTERS).format(*(answer if i == slot else repeated for i in range(3)), **_SLOTS)]
-        giver = _third(rng, answer, repeated) if form < 0.9 else _pick(rng, _OTHERS)
+        giver = _pick(rng, _OTHERS)
     if clauses[-1].endswith("."):
         giver = giver[0].upper() + giver[1:]
     action = _pick(rng, _ACTIONS).format(None, None, giver, **_SLOTS)
-    text = f" {' '.join(clauses)} {action} {answer}{_pick(rng, _TAILS)}"
-    return [text.format(place=_pick(rng, PLACES), object=_pick(rng, OBJECTS))]
+    thing = {"place": _pick(rng, PLACES), "object": _pick(rng, OBJECTS)}
+    pieces: list[Piece] = [f" {' '.join(clauses)}".format(**thing)]
+    if rng.random() < 0.3:
+        pieces.insert(0, quote(int(rng.integers(1, 12))))
+    if clauses[-1].endswith(".") and rng.random() < 0.25:
+        pieces += [quote(int(rng.integers(1, 10))), "."]
+    return [*pieces, f" {action} {answer}{_pick(rng, _TAILS)}".format(**thing)]
+
+
+def _opening(rng: np.random.Generator) -> str:
+    kind = rng.random()
+    if kind < 0.25:
+        return _pick(rng, _ODD)
+    if kind < 0.6:
+        return f"{_pick(rng, _LEADS)} {{0}} and {{1}} {_pick(rng, _VERBS)}.".strip()
+    return f"{_pick(rng, _CONJUNCTIONS)} {{0}} and {{1}} {_pick(rng, _VERBS)},"
+
+
+def _shuffled(rng: np.random.Generator, *names: str) -> list[str]:
+    return [names[i] for i in rng.permutation(len(names))]
 
 
 def labelled_list(rng: np.random.Generator, quote: Quote) -> list[Piece]:
