@@ -23,6 +23,29 @@ pytestmark = [
 ]
 
 
+FAINT = """() => {
+    const rgba = text => (text.match(/[\\d.]+/g) || []).map(Number);
+    const light = c => c.slice(0, 3).map(x => x / 255)
+        .map(x => x <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, x, i) => sum + x * [0.2126, 0.7152, 0.0722][i], 0);
+    const ground = node => {
+        for (; node; node = node.parentElement) {
+            const c = rgba(getComputedStyle(node).backgroundColor);
+            if (c.length == 3 || c[3] > 0.5) return c;
+        }
+        return [255, 255, 255];
+    };
+    const text = '.mi-figure figcaption, .claim-card, .claim-table td, .gtitle, .xtitle';
+    return [...document.querySelectorAll(text)].flatMap(node => {
+        const style = getComputedStyle(node);
+        const [a, b] = [light(rgba(node instanceof SVGElement ? style.fill : style.color)), light(ground(node))];
+        const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+        return contrast < 4 ? [`${contrast.toFixed(1)} ${node.textContent.slice(0, 40)}`] : [];
+    });
+}"""
+"""Texts of figures, cards and tables that stand out too little from what is behind them."""
+
+
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -93,6 +116,8 @@ def test_page(browser: Any, server: str, path: str, width: int, theme: str) -> N
                 width: d.getBoundingClientRect().width}))"""
         )
         assert all(f["drawn"] and f["wide"] <= 1 and f["width"] > 100 for f in figures), figures
+        faint = visit.page.evaluate(FAINT)
+        assert faint == [], faint[:5]
         views = visit.page.evaluate(
             "[...document.querySelectorAll('.mi-circuitsvis')]"
             ".map(d => d.querySelectorAll('svg, canvas, img, span').length)"
