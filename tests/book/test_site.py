@@ -35,7 +35,7 @@ FAINT = """() => {
         }
         return [255, 255, 255];
     };
-    const text = '.mi-figure figcaption, .claim-card, .claim-table td, .gtitle, .xtitle';
+    const text = '.mi-figure figcaption, .claim-card, .claim-table td, .xtitle, .mi-figure strong, .mi-circuitsvis h2';
     return [...document.querySelectorAll(text)].flatMap(node => {
         const style = getComputedStyle(node);
         const [a, b] = [light(rgba(node instanceof SVGElement ? style.fill : style.color)), light(ground(node))];

@@ -57,6 +57,7 @@ def test_every_figure_is_whole_and_in_the_house_style(figure: viz.Figure) -> Non
     html = figure.html()
     assert balanced(html)
     assert "a &lt; b &amp; " in html
+    assert "<strong>T</strong>" in html
     assert "cdn." not in html
     assert "https://" not in re.sub(r"https://plot\.ly", "", html)
     assert figure.plot.layout.autosize, "fits a phone"

@@ -48,15 +48,20 @@ class Figure:
     caption: str
 
     def html(self, plotlyjs: bool | str = False) -> str:
-        """The figure with its caption as HTML; `plotlyjs` as in `plotly.io.to_html`."""
+        """The figure with its caption as HTML; `plotlyjs` as in `plotly.io.to_html`.
+
+        The title stands above the plot as text, which wraps on a phone.
+        """
+        title = self.plot.layout.title.text or ""
+        plot = go.Figure(self.plot).update_layout(title=None, margin={"t": 30 if self.plot.layout.updatemenus else 12})
         body = pio.to_html(
-            self.plot,
+            plot,
             full_html=False,
             include_plotlyjs=plotlyjs,
             include_mathjax=False,
             config={"responsive": True, "displaylogo": False, "displayModeBar": "hover"},
         )
-        return with_caption(body, self.caption)
+        return with_caption(f"<strong>{escape(title)}</strong>{body}", self.caption)
 
     def _ipython_display_(self) -> None:
         from IPython.display import HTML, display
