@@ -1,7 +1,20 @@
 """Is a head a copy suppressor? The methods of McDougall et al. (arXiv:2310.04625)."""
 
+from mechinterp.copy_suppression.behaviour import (
+    AttendedPairs,
+    Calibration,
+    Cases,
+    Paths,
+    TokenView,
+    attended_pairs,
+    calibration,
+    cases,
+    head_paths,
+    view,
+)
 from mechinterp.copy_suppression.cspa import CSPA, PARTS, cspa, qk_projection
 from mechinterp.copy_suppression.records import head_means
+from mechinterp.copy_suppression.self_repair import SelfRepair, self_repair
 from mechinterp.copy_suppression.weights import (
     RankTests,
     composition_ranks,
@@ -15,14 +28,26 @@ from mechinterp.copy_suppression.weights import (
 __all__ = [
     "CSPA",
     "PARTS",
+    "AttendedPairs",
+    "Calibration",
+    "Cases",
+    "Paths",
     "RankTests",
+    "SelfRepair",
+    "TokenView",
+    "attended_pairs",
+    "calibration",
+    "cases",
     "composition_ranks",
     "cspa",
     "diagonal_ranks",
     "head_means",
+    "head_paths",
     "ov_ranks",
     "qk_projection",
     "qk_ranks",
     "rank_tests",
+    "self_repair",
     "token_vectors",
+    "view",
 ]

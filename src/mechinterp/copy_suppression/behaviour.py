@@ -1,0 +1,265 @@
+"""What a head does on text: its paths, the cases that copy suppression explains, calibration (McDougall et al.)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mechinterp.copy_suppression.cspa import logit_lens
+from mechinterp.copy_suppression.records import check_text, head_means, records, through_final_norm
+from mechinterp.heads import Head, check_heads
+from mechinterp.stats import bootstrap
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Loss at every token (nats): clean, with a head mean-ablated, and with only some of its paths ablated (Figure 2).
+
+    Attributes:
+        direct: only the head's way straight to the logits is ablated.
+        indirect: only its ways through later components are.
+    """
+
+    clean: Float[Tensor, "doc pos"]
+    ablated: Float[Tensor, "doc pos"]
+    direct: Float[Tensor, "doc pos"]
+    indirect: Float[Tensor, "doc pos"]
+
+    def increase(self, path: str) -> tuple[float, tuple[float, float]]:
+        """Mean increase of the loss by ablating `path` (ablated, direct, indirect), and its interval over documents."""
+        change = (getattr(self, path) - self.clean).mean(1)
+        return change.mean().item(), bootstrap(change)
+
+
+@torch.no_grad()
+def head_paths(
+    model: Any,
+    tokens: Int[Tensor, "doc pos"],
+    head: Head,
+    *,
+    intact: Sequence[Head] = (),
+    means: Mapping[Head, Float[Tensor, "pos d_head"]] | None = None,
+) -> Paths:
+    """Mean-ablate a head along all of its paths, the direct one only, and the indirect ones only.
+
+    Args:
+        intact: later heads that keep their clean output, so that paths through them are not ablated (Appendix C).
+
+    Errors: `ValueError` if a head of `intact` does not come after the head.
+    """
+    [(layer, index)] = check_heads(model, [head])
+    check_text(model, tokens)
+    for later in check_heads(model, intact):
+        if later.layer <= layer:
+            raise ValueError(f"{later} does not come after {Head(*head)}: no path leads through it")
+    mean = (head_means(model, tokens, [head]) if means is None else means)[head]
+    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    spots = {f"blocks.{h.layer}.attn.hook_z" for h in (Head(layer, index), *intact)}
+    rows = []
+    for row in tokens.to(model.W_E.device):
+        _, cache = model.run_with_cache(row[None], names_filter=lambda name: name == last or name in spots)
+
+        def edit(z: Tensor, hook: Any, cache: Any = cache) -> Tensor:
+            z = z.clone()
+            if hook.name == f"blocks.{layer}.attn.hook_z":
+                z[:, :, index] = mean
+            for other in intact:
+                if hook.name == f"blocks.{other.layer}.attn.hook_z":
+                    z[:, :, other.head] = cache[hook.name][:, :, other.head]
+            return z
+
+        end: dict[str, Tensor] = {}
+
+        def keep(x: Tensor, hook: Any, end: dict[str, Tensor] = end) -> None:
+            end["ablated"] = x
+
+        hooks = [(name, edit) for name in spots]
+        model.run_with_hooks(row[None], fwd_hooks=[*hooks, (last, keep)])
+        direct = (mean - cache[f"blocks.{layer}.attn.hook_z"][0, :, index]) @ model.W_O[layer, index]
+        streams = torch.cat([cache[last], end["ablated"], cache[last] + direct, end["ablated"] - direct])
+        logp = (model.ln_final(streams) @ model.W_U + model.b_U).log_softmax(-1)[:, :-1]
+        rows.append(-logp.gather(-1, row[None, 1:, None].expand(4, -1, 1))[..., 0])
+    return Paths(*torch.stack(rows, 1).cpu())
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Which tokens pass each of the three conditions of copy suppression (section 2.1).
+
+    Attributes:
+        increase: of the loss when the head is mean-ablated.
+        predicted, attended, lowered: some source is among the 10 likeliest tokens by the logit lens at the head's
+            input; among the 2 most attended; among the 10 that the head lowers most.
+        all_three: one and the same source does all of it.
+        source: that source's position, or −1.
+    """
+
+    increase: Float[Tensor, "doc pos"]
+    predicted: Bool[Tensor, "doc pos"]
+    attended: Bool[Tensor, "doc pos"]
+    lowered: Bool[Tensor, "doc pos"]
+    all_three: Bool[Tensor, "doc pos"]
+    source: Int[Tensor, "doc pos"]
+
+    def share(self, top: float = 0.05) -> tuple[float, tuple[float, float]]:
+        """Share of the `top` tokens by increase of the loss that are copy suppression, with an interval over tokens."""
+        increase, passed = self.increase.flatten(), self.all_three[:, :-1].flatten().float()
+        chosen = passed[increase.topk(max(1, int(top * len(increase)))).indices]
+        return chosen.mean().item(), bootstrap(chosen)
+
+
+@torch.no_grad()
+def cases(
+    model: Any,
+    tokens: Int[Tensor, "doc pos"],
+    head: Head,
+    *,
+    k: int = 10,
+    most_attended: int = 2,
+    means: Mapping[Head, Float[Tensor, "pos d_head"]] | None = None,
+) -> Cases:
+    """The three conditions at every token. The last position, whose target is not there, has no increase."""
+    [(layer, index)] = check_heads(model, [head])
+    paths = head_paths(model, tokens, head, means=means)
+    rows = []
+    write = model.W_O[layer, index] @ model.W_U
+    for record in records(model, tokens, [layer]):
+        pattern = record.pattern[layer][index]
+        lens = model.ln_final(record.resid[layer][None])[0] @ model.W_U + model.b_U
+        likely = lens.gather(1, record.tokens.expand(len(lens), -1)) >= lens.topk(k).values[:, -1:]
+        effect = record.z[layer][:, index] @ write
+        own = effect.gather(1, record.tokens.expand(len(lens), -1))
+        lowest = (own <= effect.topk(k, largest=False).values[:, -1:]) & (own < 0)
+        seen = torch.ones_like(pattern, dtype=torch.bool).tril()
+        looked = pattern >= pattern.topk(min(most_attended, len(pattern))).values[:, -1:]
+        together = likely & lowest & looked & seen
+        source = torch.where(together.any(1), together.int().argmax(1), -1)
+        rows.append([(x & seen).any(1) for x in (likely, looked, lowest, together)] + [source])
+    predicted, attended, lowered, passed, source = (torch.stack(x).cpu() for x in zip(*rows, strict=True))
+    return Cases(paths.ablated - paths.clean, predicted, attended, lowered, passed, source)
+
+
+@dataclass(frozen=True)
+class AttendedPairs:
+    """Pairs (destination, source) with much attention, and where the source ranks among what the head lowers.
+
+    Attributes:
+        rank: 1 if attending there lowers the source's own token most.
+        token: the source. `lowest`: the token that is lowered most.
+    """
+
+    rank: Int[Tensor, " pair"]
+    token: Int[Tensor, " pair"]
+    lowest: Int[Tensor, " pair"]
+
+    def share(self, k: int = 10) -> tuple[float, tuple[float, float]]:
+        """Share of pairs whose source is among the k most lowered tokens, with its interval."""
+        hit = (self.rank <= k).float()
+        return hit.mean().item(), bootstrap(hit)
+
+
+@torch.no_grad()
+def attended_pairs(model: Any, tokens: Int[Tensor, "doc pos"], head: Head, *, threshold: float = 0.1) -> AttendedPairs:
+    """The OV test in practice (section 3.1, Appendix F): what does the head do to tokens that it does attend to?
+
+    Errors: `ValueError` if no pair has more attention than the threshold.
+    """
+    [(layer, index)] = check_heads(model, [head])
+    write = model.W_O[layer, index] @ model.W_U
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for record in records(model, tokens, [layer]):
+        _, source = (record.pattern[layer][index] > threshold).nonzero(as_tuple=True)
+        # What a source adds does not depend on the destination but for a positive factor.
+        where, back = source.unique(return_inverse=True)
+        effect = record.v[layer][where, index] @ write
+        own = effect.gather(1, record.tokens[where, None])
+        rank, lowest = (effect < own).sum(1) + 1, effect.argmin(1)
+        parts.append((rank[back], record.tokens[source], lowest[back]))
+    rank, token, lowest = (torch.cat(x).cpu() for x in zip(*parts, strict=True))
+    if len(rank) == 0:
+        raise ValueError(f"{Head(*head)} gives no token more than {threshold:.0%} of its attention in this text")
+    return AttendedPairs(rank, token, lowest)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Mean entropy (nats) of the predictions and overconfidence (mean top probability − accuracy), by document."""
+
+    entropy: Float[Tensor, " doc"]
+    overconfidence: Float[Tensor, " doc"]
+
+
+@torch.no_grad()
+def calibration(
+    model: Any,
+    tokens: Int[Tensor, "doc pos"],
+    heads: Sequence[Head],
+    *,
+    means: Mapping[Head, Float[Tensor, "pos d_head"]] | None = None,
+) -> tuple[Calibration, dict[Head, Calibration]]:
+    """Of the clean model, and with each head's direct effect mean-ablated (Appendix D); final norm's scale frozen."""
+    heads = check_heads(model, heads)
+    means = head_means(model, tokens, heads) if means is None else means
+    clean, without = [], {h: [] for h in heads}  # type: ignore[var-annotated]
+    for record in records(model, tokens, sorted({h.layer for h in heads})):
+        logits = record.final @ model.W_U + model.b_U
+        clean.append(_certainty(logits, record.tokens))
+        for h in heads:
+            change = (means[h] - record.z[h.layer][:, h.head]) @ model.W_O[h]
+            after = logits + through_final_norm(model, change, record.scale) @ model.W_U
+            without[h].append(_certainty(after, record.tokens))
+    return _calibration(clean), {h: _calibration(rows) for h, rows in without.items()}
+
+
+def _certainty(logits: Tensor, tokens: Tensor) -> Float[Tensor, " two"]:
+    logp = logits[:-1].log_softmax(-1)
+    top, guess = logp.max(-1)
+    entropy = -(logp.exp() * logp).sum(-1).mean()
+    return torch.stack([entropy, top.exp().mean() - (guess == tokens[1:]).float().mean()])
+
+
+def _calibration(rows: list[Tensor]) -> Calibration:
+    entropy, overconfidence = torch.stack(rows, 1).cpu()
+    return Calibration(entropy, overconfidence)
+
+
+@dataclass(frozen=True)
+class TokenView:
+    """What a head does at one position of a text: the page's explorer shows it on hovering.
+
+    Attributes:
+        attended: (position, attention) of the most attended sources.
+        lowered: (token, change of logit) of the most lowered tokens.
+        predicted: tokens of the context that the stream before the head predicts most.
+    """
+
+    attended: list[tuple[int, float]]
+    lowered: list[tuple[str, float]]
+    predicted: list[str]
+
+
+@torch.no_grad()
+def view(model: Any, tokens: Int[Tensor, " pos"], head: Head, *, k: int = 5) -> list[TokenView]:
+    """One `TokenView` a position; logit changes are direct effects with the final norm's scale frozen."""
+    [(layer, index)] = check_heads(model, [head])
+    [record] = records(model, tokens[None], [layer])
+    write = through_final_norm(model, record.z[layer][:, index] @ model.W_O[layer, index], record.scale) @ model.W_U
+    lens = logit_lens(model, record.resid[layer], record.tokens)
+    name = model.tokenizer.decode
+    views = []
+    for d in range(len(tokens)):
+        pattern = record.pattern[layer][index, d, : d + 1]
+        most, where = pattern.topk(min(k, d + 1))
+        low, ids = write[d].topk(k, largest=False)
+        likely = lens[d, : d + 1].topk(min(k, d + 1)).indices
+        views.append(
+            TokenView(
+                list(zip(where.tolist(), most.tolist(), strict=True)),
+                [(name([i]), x) for i, x in zip(ids.tolist(), low.tolist(), strict=True)],
+                list(dict.fromkeys(name([int(record.tokens[s])]) for s in likely)),
+            )
+        )
+    return views

@@ -1,0 +1,104 @@
+"""When name movers are knocked out, who makes up for it, and how much? (McDougall et al., section 4.1, Eq. 4)"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechinterp.copy_suppression.records import norm_scale, through_final_norm
+from mechinterp.heads import Head, check_heads
+from mechinterp.stats import bootstrap
+
+
+@dataclass(frozen=True)
+class SelfRepair:
+    """Direct contributions to the logit difference, clean (x) and with the name movers ablated (y).
+
+    Attributes:
+        heads: y − x of every head, 0 for heads before or beside the ablated ones. mlps: the same.
+    """
+
+    heads: Float[Tensor, "layer head prompt"]
+    mlps: Float[Tensor, "layer prompt"]
+
+    def share(self, heads: Sequence[Head]) -> tuple[float, tuple[float, float]]:
+        """Σ (y − x) of some heads over Σ (y − x) of all downstream components, with its interval over prompts."""
+        some = torch.stack([self.heads[h] for h in heads]).sum(0)
+        every = self.heads.sum((0, 1)) + self.mlps.sum(0)
+        pair = torch.stack([some, every], 1)
+        return _ratio(pair).item(), bootstrap(pair, statistic=_ratio)
+
+
+def _ratio(pair: Float[Tensor, "prompt two"]) -> Tensor:
+    return pair[:, 0].mean() / pair[:, 1].mean()
+
+
+@torch.no_grad()
+def self_repair(
+    model: Any,
+    tokens: Int[Tensor, "prompt pos"],
+    at: Int[Tensor, " prompt"],
+    right: Int[Tensor, " prompt"],
+    wrong: Int[Tensor, " prompt"],
+    ablated: Sequence[Head],
+    means: Float[Tensor, "layer prompt pos head d_head"],
+) -> SelfRepair:
+    """Mean-ablate heads and measure how every later component's direct contribution changes.
+
+    A contribution is what the component writes at `at`, behind the final norm of its own run, times
+    W_U[right] − W_U[wrong].
+
+    Args:
+        means: z of the mean ablation, as `patching.mean_reference` gives it.
+
+    Errors: `ValueError` for no heads, or a head that the model does not have.
+    """
+    ablated = check_heads(model, ablated)
+    if not ablated:
+        raise ValueError("no heads to ablate")
+    first = min(h.layer for h in ablated)
+    direction = (model.W_U[:, right] - model.W_U[:, wrong]).T
+
+    def edit(z: Tensor, hook: Any) -> Tensor:
+        z, layer = z.clone(), int(hook.name.split(".")[1])
+        for h in ablated:
+            if h.layer == layer:
+                z[:, :, h.head] = means[layer][:, :, h.head]
+        return z
+
+    hooks = [(f"blocks.{layer}.attn.hook_z", edit) for layer in sorted({h.layer for h in ablated})]
+    clean = _contributions(model, tokens, at, direction, [])
+    after = _contributions(model, tokens, at, direction, hooks)
+    heads, mlps = (y - x for x, y in zip(clean, after, strict=True))
+    heads[: first + 1], mlps[:first] = 0, 0
+    for h in ablated:
+        heads[h] = 0
+    return SelfRepair(heads.cpu(), mlps.cpu())
+
+
+def _contributions(
+    model: Any, tokens: Tensor, at: Tensor, direction: Tensor, hooks: list[tuple[str, Callable[..., Any]]]
+) -> tuple[Float[Tensor, "layer head prompt"], Float[Tensor, "layer prompt"]]:
+    rows = torch.arange(len(tokens), device=tokens.device)
+    kept: dict[str, Tensor] = {}
+
+    def keep(name: str) -> tuple[str, Callable[..., Any]]:
+        def store(x: Tensor, hook: Any) -> None:
+            kept[name] = x[rows, at]
+
+        return name, store
+
+    layers = range(model.cfg.n_layers)
+    names = [name for i in layers for name in (f"blocks.{i}.attn.hook_z", f"blocks.{i}.hook_mlp_out")]
+    end = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    model.run_with_hooks(tokens, fwd_hooks=[*hooks, *map(keep, (*names, end))])
+    scale = norm_scale(model, kept[end])
+    heads, mlps = [], []
+    for i in layers:
+        written = torch.einsum("phe,hed->hpd", kept[f"blocks.{i}.attn.hook_z"], model.W_O[i])
+        heads.append((through_final_norm(model, written, scale) * direction).sum(-1))
+        mlps.append((through_final_norm(model, kept[f"blocks.{i}.hook_mlp_out"], scale) * direction).sum(-1))
+    return torch.stack(heads), torch.stack(mlps)
