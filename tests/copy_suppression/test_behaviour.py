@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from mechinterp.attention import effective_embedding
 from mechinterp.copy_suppression import (
     attended_pairs,
+    attention_after,
     calibration,
     cases,
     head_means,
     head_paths,
+    key_projection,
     self_repair,
     view,
 )
@@ -217,3 +220,49 @@ def test_bad_input(small: Any, tokens: Tensor) -> None:
         view(small, tokens[0, :1], Head(0, 0))
     with pytest.raises(ValueError, match="no heads to ablate"):
         self_repair(small, tokens, tokens[:, 0], tokens[:, 0], tokens[:, 0], [], torch.zeros(3, 3, 24, 4, 16))
+
+
+def test_key_projection_equals_a_softmax_with_one_key_replaced(small: Any, tokens: Tensor) -> None:
+    head = Head(1, 1)
+    where = torch.zeros(tokens.shape, dtype=torch.bool)
+    where[0, 5] = where[2, 20] = True
+    ours = key_projection(small, tokens, head, where)
+    expected = []
+    for doc, d in ((0, 5), (2, 20)):
+        _, cache = small.run_with_cache(tokens[doc : doc + 1])
+        x = small.blocks[1].ln1(cache["blocks.1.hook_resid_pre"])[0]
+        query = x[d] @ small.W_Q[head] + small.b_Q[head]
+        scores = (x[: d + 1] @ small.W_K[head] + small.b_K[head]) @ query / 4.0
+        for s in scores.topk(2).indices.tolist():
+            e = effective_embedding(small, tokens[doc, s : s + 1])[0]
+            part = (x[s] @ e) / (e @ e) * e
+            changed = scores.clone()
+            changed[s] = (part @ small.W_K[head] + small.b_K[head]) @ query / 4.0
+            expected.append([scores.softmax(0)[s].item(), changed.softmax(0)[s].item()])
+    torch.testing.assert_close(ours.flatten(0, 1), torch.tensor(expected), atol=1e-4, rtol=1e-3)
+
+
+def test_the_suppressor_s_keys_are_effective_embeddings() -> None:
+    organism = organisms.copy_suppression()
+    tokens = organism.tokens(8)
+    head = Head(1, 0)
+    where = cases(organism.model, tokens, head, k=1).all_three
+    pairs = key_projection(organism.model, tokens, head, where, keys=1)
+    assert (pairs[..., 0] - pairs[..., 1]).abs().max() < 0.05
+
+
+def test_without_the_movers_message_the_organism_s_readers_lose_sight_of_the_answer() -> None:
+    organism, data = organisms.ioi_circuit(), organisms.ioi_prompts(32)
+    rows, at = torch.arange(len(data)), data.positions["END"]
+    inhibition = organism.heads("S-inhibition")
+    for reader in organism.heads("name mover"):
+        same = attention_after(organism.model, data.tokens, data.tokens, inhibition, reader, at)
+        _, cache = organism.model.run_with_cache(data.tokens)
+        clean = cache[f"blocks.{reader.layer}.attn.hook_pattern"][rows, reader.head, at]
+        torch.testing.assert_close(same, clean, atol=1e-4, rtol=0)
+        gone = attention_after(organism.model, data.tokens, data.abc(1).tokens, inhibition, reader, at)
+        preference = [x[rows, data.positions["IO"]] - x[rows, data.positions["S1"]] for x in (same, gone)]
+        assert preference[0].mean() > 0.8
+        assert preference[1].mean().abs() < 0.1
+    with pytest.raises(ValueError, match=r"4\.0 does not come before 3\.1"):
+        attention_after(organism.model, data.tokens, data.tokens, [Head(4, 0)], Head(3, 1), at)

@@ -2,10 +2,14 @@
 
 from difflib import get_close_matches
 
+from mechinterp.claims.copy_suppression import COPY_SUPPRESSION
 from mechinterp.claims.ioi import IOI
 from mechinterp.claims.statement import Claim
 
-CLAIMS: dict[str, dict[str, Claim]] = {"ioi": {entry.id: entry for entry in IOI}}
+CLAIMS: dict[str, dict[str, Claim]] = {
+    "ioi": {entry.id: entry for entry in IOI},
+    "copy_suppression": {entry.id: entry for entry in COPY_SUPPRESSION},
+}
 
 
 def find_claim(id: str) -> Claim:

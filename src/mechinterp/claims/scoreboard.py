@@ -11,7 +11,10 @@ from mechinterp.claims.html import MARKS, badge, table_html
 from mechinterp.claims.registry import CLAIMS
 from mechinterp.claims.results import Entry, Results, read_results, results_folder, results_path
 
-TITLES = {"ioi": "The IOI circuit (Wang et al., 2022)"}
+TITLES = {
+    "ioi": "The IOI circuit (Wang et al., 2022)",
+    "copy_suppression": "Copy suppression (McDougall et al., 2023)",
+}
 HEADER = ("claim", "statement", "paper", "paper-scale run", "lab run", "verdict")
 
 

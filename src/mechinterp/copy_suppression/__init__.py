@@ -10,11 +10,13 @@ from mechinterp.copy_suppression.behaviour import (
     calibration,
     cases,
     head_paths,
+    key_projection,
     view,
 )
 from mechinterp.copy_suppression.cspa import CSPA, PARTS, cspa, qk_projection
 from mechinterp.copy_suppression.records import head_means
-from mechinterp.copy_suppression.self_repair import SelfRepair, self_repair
+from mechinterp.copy_suppression.self_repair import SelfRepair, attention_after, self_repair
+from mechinterp.copy_suppression.similar import root, similar_tokens
 from mechinterp.copy_suppression.weights import (
     RankTests,
     composition_ranks,
@@ -36,6 +38,7 @@ __all__ = [
     "SelfRepair",
     "TokenView",
     "attended_pairs",
+    "attention_after",
     "calibration",
     "cases",
     "composition_ranks",
@@ -43,11 +46,14 @@ __all__ = [
     "diagonal_ranks",
     "head_means",
     "head_paths",
+    "key_projection",
     "ov_ranks",
     "qk_projection",
     "qk_ranks",
     "rank_tests",
+    "root",
     "self_repair",
+    "similar_tokens",
     "token_vectors",
     "view",
 ]

@@ -8,8 +8,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mechinterp.attention import effective_embedding
 from mechinterp.copy_suppression.cspa import logit_lens
-from mechinterp.copy_suppression.records import check_text, head_means, records, through_final_norm
+from mechinterp.copy_suppression.records import (
+    check_text,
+    head_means,
+    records,
+    refuse_rotary,
+    through_final_norm,
+)
 from mechinterp.heads import Head, check_heads
 from mechinterp.stats import bootstrap
 
@@ -224,6 +231,37 @@ def _certainty(logits: Tensor, tokens: Tensor) -> Float[Tensor, " two"]:
 def _calibration(rows: list[Tensor]) -> Calibration:
     entropy, overconfidence = torch.stack(rows, 1).cpu()
     return Calibration(entropy, overconfidence)
+
+
+@torch.no_grad()
+def key_projection(
+    model: Any, tokens: Int[Tensor, "doc pos"], head: Head, where: Bool[Tensor, "doc pos"], *, keys: int = 2
+) -> Float[Tensor, "destination key two"]:
+    """Attention to the most attended keys, and with such a key made from its part along W_EE only (Appendix M.2).
+
+    Args:
+        where: destinations to look at. `keys`: how many of the most attended sources of each.
+
+    Each key is replaced by itself: its score changes, the others stay. Errors: `ValueError` for rotary positions.
+    """
+    [(layer, index)] = check_heads(model, [head])
+    refuse_rotary(model)
+    every = effective_embedding(model)
+    parts = []
+    for record, marked in zip(records(model, tokens, [layer]), where, strict=True):
+        x = model.blocks[layer].ln1(record.resid[layer][None])[0]
+        e = torch.nn.functional.normalize(every[record.tokens], dim=-1)
+        along = (x * e).sum(-1, keepdim=True) * e
+        w, b = model.W_K[layer, index], model.b_K[layer, index]
+        query = x @ model.W_Q[layer, index] + model.b_Q[layer, index]
+        gain = (query @ (along @ w + b - (x @ w + b)).T) / model.cfg.d_head**0.5
+        d = marked.to(x.device).nonzero()[:, 0]
+        d = d[d >= keys - 1]
+        pattern = record.pattern[layer][index][d]
+        most, which = pattern.topk(keys)
+        factor = gain[d].gather(1, which).exp()
+        parts.append(torch.stack([most, most * factor / (1 - most + most * factor)], -1))
+    return torch.cat(parts).cpu()
 
 
 @dataclass(frozen=True)

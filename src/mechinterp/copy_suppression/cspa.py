@@ -27,6 +27,7 @@ from mechinterp.copy_suppression.records import (
     head_means,
     norm_scale,
     records,
+    refuse_rotary,
     through_final_norm,
 )
 from mechinterp.heads import Head, check_heads
@@ -225,8 +226,7 @@ def qk_projection(
     from tqdm.auto import tqdm
 
     [head] = check_heads(model, [head])
-    if getattr(model.cfg, "positional_embedding_type", "standard") not in ("standard", "learned"):
-        raise ValueError("qk_projection needs a model whose attention scores do not depend on the position (no rotary)")
+    refuse_rotary(model)
     means = head_means(model, tokens, [head]) if means is None else means
     rows = []
     layer, index = head

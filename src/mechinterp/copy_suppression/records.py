@@ -41,6 +41,13 @@ def check_text(model: Any, tokens: Tensor) -> None:
         raise ValueError(f"{tokens.shape[1]} tokens do not fit into the model's context of {model.cfg.n_ctx}")
 
 
+def refuse_rotary(model: Any) -> None:
+    """`ValueError` for a model whose attention scores depend on the distance by themselves."""
+    kind = str(getattr(model.cfg, "positional_embedding_type", "standard"))
+    if kind not in ("standard", "learned"):
+        raise ValueError(f"scores are computed anew from vectors alone, and {kind} positions are not supported here")
+
+
 @torch.no_grad()
 def records(model: Any, tokens: Int[Tensor, "doc pos"], layers: Sequence[int]) -> Iterator[Record]:
     """Run the documents one by one. Memory: one document, heads · pos² floats a layer."""

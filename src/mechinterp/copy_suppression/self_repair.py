@@ -102,3 +102,47 @@ def _contributions(
         heads.append((through_final_norm(model, written, scale) * direction).sum(-1))
         mlps.append((through_final_norm(model, kept[f"blocks.{i}.hook_mlp_out"], scale) * direction).sum(-1))
     return torch.stack(heads), torch.stack(mlps)
+
+
+@torch.no_grad()
+def attention_after(
+    model: Any,
+    tokens: Int[Tensor, "prompt pos"],
+    twins: Int[Tensor, "prompt pos"],
+    writers: Sequence[Head],
+    reader: Head,
+    at: Int[Tensor, " prompt"],
+) -> Float[Tensor, "prompt key"]:
+    """The reader's attention from `at` when the writers say there what they say in the twin prompts (Appendix P).
+
+    Every other head is frozen at its clean output; MLPs and layer norms between writers and reader recompute.
+
+    Errors: `ValueError` if a writer does not come before the reader.
+    """
+    writers, [reader] = check_heads(model, writers), check_heads(model, [reader])
+    for writer in writers:
+        if writer.layer >= reader.layer:
+            raise ValueError(f"{writer} does not come before {reader}: its message cannot reach it")
+    names = [f"blocks.{layer}.attn.hook_z" for layer in range(reader.layer)]
+    rows = torch.arange(len(tokens), device=tokens.device)
+    _, clean = model.run_with_cache(tokens, names_filter=lambda name: name in names)
+    _, other = model.run_with_cache(twins, names_filter=lambda name: name in names)
+
+    def freeze(layer: int) -> tuple[str, Callable[..., Tensor]]:
+        def edit(z: Tensor, hook: Any) -> Tensor:
+            z = clean[names[layer]].clone()
+            for h in writers:
+                if h.layer == layer:
+                    z[rows, at, h.head] = other[names[layer]][rows, at, h.head]
+            return z
+
+        return names[layer], edit
+
+    found: dict[str, Tensor] = {}
+
+    def look(pattern: Tensor, hook: Any) -> None:
+        found["pattern"] = pattern[rows, reader.head, at]
+
+    hooks = [*map(freeze, range(reader.layer)), (f"blocks.{reader.layer}.attn.hook_pattern", look)]
+    model.run_with_hooks(tokens, fwd_hooks=hooks, stop_at_layer=reader.layer + 1)
+    return found["pattern"].cpu()

@@ -1,0 +1,254 @@
+"""The claims of *Copy Suppression* (McDougall et al., arXiv:2310.04625).
+
+At paper scale the head is 10.7 of GPT-2 small. At lab scale it is the head that the sweep finds, and what is
+expected says that the same thing is there, if not as strongly: well above chance and above other heads.
+"""
+
+from collections.abc import Sequence
+
+from mechinterp.claims.expectations import Expectation, Range
+from mechinterp.claims.statement import Claim
+
+
+def _around(value: float, tolerance: float) -> Range:
+    return Range(round(value - tolerance, 6), round(value + tolerance, 6))
+
+
+def _magnitude(value: float) -> Range:
+    """Within a factor of ten."""
+    return Range(max(1.0, value / 10), value * 10)
+
+
+QUERIES, KEYS = ("W_U", "W_EE", "W_E"), ("W_E", "W_EE", "MLP0")
+
+
+def _ranks(values: Sequence[float]) -> Expectation:
+    cells = [f"{q} → {k}" for q in QUERIES for k in KEYS]
+    return {cell: _magnitude(value) for cell, value in zip(cells, values, strict=True)}
+
+
+def _any(cells: Expectation, **some: Range) -> Expectation:
+    """Any number in every cell but some."""
+    assert isinstance(cells, dict)
+    return {cell: Range() for cell in cells} | {cell.replace("_to_", " → "): rule for cell, rule in some.items()}
+
+
+_SUPPRESSOR = _ranks((166, 1, 1, 4171, 78, 79, 4005, 64, 65))
+_DUPLICATE = _ranks((3491, 1910, 1937, 8163, 2, 2, 8050, 2, 2))
+
+EXPLAINED = (
+    Claim(
+        id="CS-1",
+        statement="most of what the head does is copy suppression",
+        paper_value="76.9 %",
+        where="§3.3.2",
+        measure="effect explained by CSPA, 1 − D(CSPA) / D(mean ablation), D a KL divergence",
+        paper=_around(0.769, 0.04),
+        lab=Range(0.5, 1),
+    ),
+    Claim(
+        id="CS-2",
+        statement="either half of the ablation alone keeps even more",
+        paper_value="OV 81.1 %, QK 95.2 %",
+        where="§3.3.2",
+        measure="effect explained by the OV half and by the QK half",
+        paper={"ov": _around(0.811, 0.04), "qk": _around(0.952, 0.03)},
+        lab={"ov": Range(0.5, 1), "qk": Range(0.5, 1)},
+    ),
+    Claim(
+        id="CS-3",
+        statement="where the head matters most, copy suppression explains most",
+        paper_value="88.1 %",
+        where="Fig. 5",
+        measure="effect explained in the top percentile of tokens by the effect of mean ablation",
+        paper=_around(0.881, 0.05),
+        lab=Range(0.5, 1),
+    ),
+    Claim(
+        id="CS-4",
+        statement="measured by the loss, the net effect is explained and the absolute one less",
+        paper_value="82 % net, 45 % absolute, 73.3 % absolute in the extreme percentile",
+        where="App. J.2",
+        measure="KL replaced by the change of the loss, or by its modulus",
+        paper={"net": _around(0.82, 0.08), "absolute": _around(0.45, 0.08), "extreme": _around(0.733, 0.08)},
+        lab={"net": Range(0.4), "absolute": Range(0.2, 1), "extreme": Range(0.4, 1)},
+    ),
+)
+
+WEIGHTS = (
+    Claim(
+        id="CS-5",
+        statement="attending to a token lowers that token's logit more than nearly any other",
+        paper_value="84.70 % of tokens",
+        where="§3.1",
+        measure="share of the vocabulary whose diagonal is among the 10 most negative of the OV matrix",
+        paper=_around(0.847, 0.02),
+        lab=Range(0.4, 1),
+    ),
+    Claim(
+        id="CS-6",
+        statement="hardly any token is spared",
+        paper_value="98.86 %",
+        where="§3.1",
+        measure="share whose diagonal is among the 5 % most negative",
+        paper=_around(0.9886, 0.007),
+        lab=Range(0.7, 1),
+    ),
+    Claim(
+        id="CS-7",
+        statement="a stream that predicts a token attends to that token",
+        paper_value="95.72 %",
+        where="§3.2",
+        measure="share of the vocabulary whose diagonal is the largest of its row of the QK matrix",
+        paper=_around(0.9572, 0.02),
+        # Chance is one in the vocabulary.
+        lab=Range(0.2, 1),
+    ),
+    Claim(
+        id="CS-8",
+        statement="queries are unembeddings and keys are effective embeddings",
+        paper_value="166, 1, 1 / 4171, 78, 79 / 4005, 64, 65",
+        where="App. M.1, Fig. 19a",
+        measure="median rank of the diagonal, with biases; query → key",
+        paper=_SUPPRESSOR,
+        lab=_any(_SUPPRESSOR, W_U_to_W_EE=Range(1, 20)),
+    ),
+    Claim(
+        id="CS-9",
+        statement="a duplicate-token head, in contrast, matches effective embeddings with themselves",
+        paper_value="3491, 1910, 1937 / 8163, 2, 2 / 8050, 2, 2",
+        where="App. M.1, Fig. 19b",
+        measure="the same for a duplicate-token head (3.0 in GPT-2)",
+        paper=_DUPLICATE,
+        lab=_any(_DUPLICATE, W_U_to_W_EE=Range(50), W_EE_to_W_EE=Range(1, 50)),
+    ),
+)
+
+ON_TEXT = (
+    Claim(
+        id="CS-10",
+        statement="on text the head lowers what it attends to",
+        paper_value="78.24 %",
+        where="§3.1, App. F",
+        measure="share of pairs with attention above 10 % whose source is among the 10 most lowered tokens",
+        paper=_around(0.7824, 0.04),
+        lab=Range(0.5, 1),
+    ),
+    Claim(
+        id="CS-11",
+        statement="where another token is lowered more, it mostly means the same",
+        paper_value="42.00 % not first; 90 % of these related; mean cosine 0.520",
+        where="App. K",
+        measure="the pairs of CS-10 whose source is not the most lowered token; cosine of the two unembeddings",
+        paper={"not first": _around(0.42, 0.06), "related": _around(0.9, 0.08), "cosine": _around(0.52, 0.1)},
+        lab={"not first": Range(0, 0.7), "related": Range(0.3, 1), "cosine": Range(0.2, 1)},
+    ),
+    Claim(
+        id="CS-12",
+        statement="where the head helps most, it suppresses a copy",
+        paper_value="80 %",
+        where="§2.1",
+        measure="share of the 5 % of tokens with the largest increase of the loss that meet all three conditions",
+        paper=_around(0.8, 0.07),
+        lab=Range(0.4, 1),
+    ),
+    Claim(
+        id="CS-13",
+        statement="the head acts on the logits directly",
+        paper_value="+0.0102 nats direct, +0.0016 indirect",
+        where="Fig. 2",
+        measure="increase of the loss when only the direct, or only the indirect paths are mean-ablated",
+        paper={"direct": Range(0), "indirect": Range(), "ratio": Range(4)},
+        lab={"direct": Range(0), "indirect": Range(), "ratio": Range(2)},
+    ),
+    Claim(
+        id="CS-14",
+        statement="half of the indirect effect goes through the later suppressor",
+        paper_value="+0.0008 nats without 11.10",
+        where="App. C",
+        measure="share of the indirect effect that is left when the later head keeps its output",
+        paper=Range(0.3, 0.7),
+        why_not_lab="needs a second suppressor behind the first",
+    ),
+    Claim(
+        id="CS-20",
+        statement="no other late head is as much of a copy suppressor",
+        paper_value="first among all heads of layers 9 to 11",
+        where="App. J.3",
+        measure="rank of the head by effect explained, among the heads of the last quarter of the layers",
+        paper=Range(1, 1),
+        lab=Range(1, 1),
+    ),
+    Claim(
+        id="CS-21",
+        statement="the head keeps the model from being overconfident",
+        paper_value="raises entropy and lowers overconfidence most of all heads",
+        where="App. D",
+        measure="change of entropy and of overconfidence when the head's direct effect is ablated",
+        paper={"entropy": Range(hi=0), "overconfidence": Range(0)},
+        lab={"entropy": Range(hi=0), "overconfidence": Range(0)},
+    ),
+)
+
+MECHANISM = (
+    Claim(
+        id="CS-15",
+        statement="negative heads do much of the self-repair after name movers are gone",
+        paper_value="39 %",
+        where="§4.1, Eq. 4",
+        measure="share of the negative heads in the change of all later direct contributions",
+        paper=Range(0.3, 0.5),
+        lab=Range(0.2, 1),
+    ),
+    Claim(
+        id="CS-16",
+        statement="without the name movers' message the head no longer prefers the indirect object",
+        paper_value="0.08 (10.7), 0.0006 (11.10)",
+        where="App. P",
+        measure="attention to IO minus S1 with name-mover outputs from prompts of three different names",
+        paper=Range(hi=0.15),
+        lab=Range(hi=0.15),
+    ),
+    Claim(
+        id="CS-17",
+        statement="the head attends to what a name mover has copied, backup heads avoid it",
+        paper_value="1 for 10.7 and 11.10; at least 110 of 141 for 10.2, 10.6, 10.10, 11.2",
+        where="Fig. 24",
+        measure="median rank of the diagonal of the Q-composition over names, over the number of names",
+        paper={"negative": Range(0, 0.1), "backup": Range(0.6, 1)},
+        lab={"negative": Range(0, 0.2), "backup": Range()},
+        unverified=True,
+    ),
+    Claim(
+        id="CS-18",
+        statement="keys are effective embeddings: their projection on it is nearly enough",
+        paper_value="−0.09 of 0.21 (lower quartile −0.19); without it −0.06",
+        where="App. M.2",
+        measure="median change of attention when a key is replaced by its part along W_EE",
+        paper=_around(-0.09, 0.03),
+        lab=Range(-0.15, 0.05),
+    ),
+    Claim(
+        id="CS-19",
+        statement="what is predicted explains a part of where the head attends",
+        paper_value="25 % simple, 61 % improved",
+        where="App. N",
+        measure="effect explained with scores from the query's part along the source's unembedding",
+        paper=_around(0.25, 0.06),
+        lab=Range(0.1, 1),
+    ),
+    Claim(
+        id="CS-22",
+        statement="the same heads exist elsewhere",
+        paper_value="GPT-2 medium: the two most diagonal heads are two of the three most negative ones",
+        where="App. B",
+        measure="heads of GPT-2 medium by the QK test that are among its most negative heads in IOI",
+        paper=Range(2, 3),
+        why_not_lab="is about other models",
+    ),
+)
+
+COPY_SUPPRESSION: tuple[Claim, ...] = tuple(
+    sorted((*EXPLAINED, *WEIGHTS, *ON_TEXT, *MECHANISM), key=lambda claim: int(claim.id.split("-")[1]))
+)
+"""The 22 claims of the sheet, in its order."""

@@ -1,0 +1,54 @@
+"""Running text as rows of tokens: a sample inside the package, or a dataset of the Hugging Face hub."""
+
+import itertools
+from collections.abc import Iterable
+from importlib.resources import files
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+
+def sample() -> list[str]:
+    """48 passages of English books in the public domain, of some 1500 characters; the lab model has not read them.
+
+    >>> len(sample()), sample()[1].endswith(".")
+    (48, True)
+    """
+    text = files("mechinterp.datasets").joinpath("sample.txt").read_text(encoding="utf8")
+    return text.strip().split("\n\n")
+
+
+def from_hub(name: str, *, column: str = "text", documents: int = 1000) -> list[str]:
+    """The first documents of a text dataset on the hub, streamed.
+
+    Errors: `ValueError` naming the columns if there is none of that name.
+    """
+    import datasets
+
+    rows = itertools.islice(datasets.load_dataset(name, split="train", streaming=True), documents)
+    texts = []
+    for row in rows:
+        if column not in row:
+            raise ValueError(f"dataset {name} has no column {column!r}; it has {', '.join(row)}")
+        texts.append(row[column])
+    return texts
+
+
+def token_rows(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], n: int, length: int) -> Int[Tensor, "doc pos"]:
+    """The first `n` texts that are long enough, each cut to `length` tokens, the BOS token before it among them.
+
+    Errors: `ValueError` if fewer texts than `n` are long enough, saying how many.
+    """
+    if n < 1 or length < 2:
+        raise ValueError(f"a row needs at least two tokens and there must be one row, got n={n}, length={length}")
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    rows = []
+    for text in texts:
+        ids = [*start, *tokenizer.encode(text, add_special_tokens=False, verbose=False)]
+        if len(ids) >= length:
+            rows.append(ids[:length])
+        if len(rows) == n:
+            return torch.tensor(rows)
+    raise ValueError(f"only {len(rows)} of the texts have {length} tokens, {n} were asked for; ask for shorter rows")
