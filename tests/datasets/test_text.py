@@ -32,6 +32,6 @@ def test_what_cannot_be_had(tokenizer, monkeypatch) -> None:
         text.token_rows(tokenizer, text.sample(), 1, 1)
     monkeypatch.setattr("datasets.load_dataset", lambda name, split, streaming: iter([{"body": "a"}]))
     assert text.from_hub("some/dataset", column="body") == ["a"]
+    monkeypatch.setattr("datasets.load_dataset", lambda name, split, streaming: iter([{"body": "a"}]))
     with pytest.raises(ValueError, match="no column 'text'; it has body"):
-        monkeypatch.setattr("datasets.load_dataset", lambda name, split, streaming: iter([{"body": "a"}]))
         text.from_hub("some/dataset")

@@ -110,7 +110,8 @@ def qk_ranks(
     q = token_vectors(model, "W_U") if queries is None else queries
     k = token_vectors(model, "W_EE") if keys is None else keys
     key = k @ _key(model, layer, index)
-    offset = key @ model.b_Q[layer, index] if biases else None
+    bias = getattr(model, "b_Q", None) if biases else None  # models without biases have none
+    offset = None if bias is None else key @ bias[layer, index]
     return diagonal_ranks(q @ model.W_Q[layer, index], key, offset, largest=True, block=block)
 
 
