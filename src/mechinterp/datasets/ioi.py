@@ -288,7 +288,10 @@ def single_token(tokenizer: PreTrainedTokenizerBase, word: str) -> int:
         raise ValueError(
             f"{' ' + word!r} is {len(ids)} tokens for this tokenizer, {pieces}; use words that are one token"
         )
-    return ids[0]
+    # A byte-level tokenizer names its end of text as the unknown token and never uses it as one.
+    if ids[0] == tokenizer.unk_token_id and tokenizer.decode(ids).strip() != word:
+        raise ValueError(f"{' ' + word!r} is unknown to this tokenizer; use words that it has")
+    return int(ids[0])
 
 
 def held_out_pairs(names: Sequence[str] = NAMES) -> list[tuple[str, str]]:

@@ -11,12 +11,12 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechinterp.datasets.ioi import IOIDataset
 from mechinterp.heads import Head
-from mechinterp.models.wiring import Spaces, Wiring, build, spaces
+from mechinterp.models.wiring import SCRATCH, Spaces, Wiring, build, spaces
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -203,6 +203,39 @@ def copy_suppression(kind: str = "suppressor") -> Organism:
         return _with_bos(torch.rand(n, v - 1, generator=generator).argsort(1)[:, :40] + 1)
 
     return Organism(model, {Head(0, 0): "predictor", Head(1, 0): kind}, _SUPPRESSION_WORDS, sample)
+
+
+@cache
+def successor() -> Organism:
+    """Two layers. Head 1.2 attends to itself and says the number that follows, for 1 to 50.
+
+    A number is embedded as the sum of a feature of its units digit and one of its tens digit: `successor_features`. The
+    head turns units digit r into logits of all numbers ending in r + 1, tens digit k into logits of 10 k + 1 to
+    10 k + 10; only the successor gets both. Sequences are `<bos>` and 20 random numbers below 50.
+    """
+    words = ("<bos>", *map(str, range(1, 51)))
+    numbers = torch.arange(1, 51)
+    s = spaces({"bos": 1, "units": 10, "tens": 6, "pos": 32, "out units": 10, "out tens": 5}, 128)
+    embedding = s["units"][numbers % 10] + s["tens"][numbers // 10]
+    s = {**s, "tok": torch.cat([s["bos"], embedding])}
+    unembed = torch.cat([0 * s["bos"], s["out units"][numbers % 10] + s["out tens"][(numbers - 1) // 10]])
+    says = torch.cat([s["out units"].roll(-1, 0), s["out tens"]])
+    wiring = Wiring(SHARP * s["pos"], s["pos"], torch.cat([s["units"], s["tens"][:5]]), says)
+    head = Head(1, 2)
+    model = build(
+        s, {head: wiring}, n_layers=2, n_heads=4, unembed=8 * unembed, vocabulary=words, idle_size=SCRATCH / 20
+    )
+
+    def sample(n: int, seed: int) -> Tensor:
+        return _with_bos(torch.randint(1, 50, (n, 20), generator=torch.Generator().manual_seed(seed)))
+
+    return Organism(model, {head: "successor"}, words, sample)
+
+
+def successor_features() -> tuple[Float[Tensor, "residue d_model"], Float[Tensor, "decade d_model"]]:
+    """The units features 0 to 9 and the tens features 0 to 5 of `successor`, unit vectors."""
+    s = spaces({"bos": 1, "units": 10, "tens": 6, "pos": 32, "out units": 10, "out tens": 5}, 128)
+    return s["units"], s["tens"]
 
 
 def ioi_prompts(n: int, *, seed: int = 0) -> IOIDataset:

@@ -68,10 +68,12 @@ def build(
     unembed: Float[Tensor, "vocab d_model"],
     vocabulary: Sequence[str],
     seed: int = 0,
+    idle_size: float = SCRATCH,
 ) -> "TransformerBridge":
     """A GPT-2 whose token and position embeddings are the spaces `tok` and `pos`, with these heads.
 
-    Every other head attends at random, and it and every MLP write only into `scratch`, which nobody reads.
+    Every other head attends at random, and it and every MLP write only into `scratch`, which nobody reads, with
+    matrices of norm `idle_size`.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -100,7 +102,7 @@ def build(
 
     def scratch(rows: int) -> Tensor:
         mix = torch.randn(rows, len(space["scratch"]), generator=generator)
-        return SCRATCH * mix / mix.norm() @ space["scratch"]
+        return idle_size * mix / mix.norm() @ space["scratch"]
 
     gain = ((BULK**2 + 3) / d_model) ** 0.5
     with torch.no_grad():

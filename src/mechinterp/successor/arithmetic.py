@@ -1,0 +1,101 @@
+"""Editing what a successor head says by adding and subtracting features (Gould et al., section 3.4)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from mechinterp.heads import Head, check_heads
+from mechinterp.successor.score import Class, class_logits, representations
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Success of moving word i to residue j: rows are words, columns target residues.
+
+    Attributes:
+        possible: cells whose goal is a word of the class with a successor.
+    """
+
+    success: Bool[Tensor, "word residue"]
+    possible: Bool[Tensor, "word residue"]
+
+    def share(self) -> float:
+        """Share of the possible cells that succeed."""
+        return self.success[self.possible].float().mean().item()
+
+
+@torch.no_grad()
+def arithmetic_grid(
+    model: Any,
+    head: Head,
+    words: Class,
+    features: Float[Tensor, "residue d_model"],
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    embedding: bool = True,
+) -> Grid:
+    """x' = x − a f_i + a f_j for each word of value v, i = v mod 10, and each residue j; does the head say what follows?
+
+    The goal is the word of the same decade with residue j, and its successor must be the highest logit of the class. The
+    scale a keeps the size of the component: it is x's own component along f_i, taken over the words of residue i.
+
+    Args:
+        words: a class whose place + 1 is the number that the word means.
+        start, stop: values of the words to edit, both included.
+
+    Errors: `ValueError` if no word is in that range.
+    """
+    [(layer, index)] = check_heads(model, [head])
+    values = words.place + 1
+    chosen = ((values >= start) & (values <= (stop if stop is not None else int(values.max())))).nonzero()[:, 0]
+    if len(chosen) == 0:
+        raise ValueError(f"no word of {words.task} has a value from {start} to {stop}")
+    x = representations(model, words.ids, embedding=embedding)
+    unit = torch.nn.functional.normalize(features.to(x), dim=-1)
+    centred = x - x.mean(0)
+    of = {int(v): i for i, v in enumerate(values.tolist())}
+    follows = dict(zip(words.source.tolist(), words.target.tolist(), strict=True))
+    size = torch.stack([(centred[values % 10 == r] @ unit[r]).mean() if (values % 10 == r).any() else centred.new_zeros(())
+                        for r in range(10)])  # fmt: skip
+    success = torch.zeros(len(chosen), 10, dtype=torch.bool)
+    possible = torch.zeros_like(success)
+    for row, i in enumerate(chosen.tolist()):
+        value = int(values[i])
+        edited = x[i] - size[value % 10] * unit[value % 10] + size[:, None] * unit
+        said = class_logits(model, edited, words.ids)[layer, index].argmax(-1)
+        for j in range(10):
+            goal = of.get(value - value % 10 + j)
+            if goal is not None and goal in follows:
+                possible[row, j] = True
+                success[row, j] = int(said[j]) == follows[goal]
+    return Grid(success, possible)
+
+
+@torch.no_grad()
+def neuron_ablation(model: Any, head: Head, words: Class, *, mean: bool = True) -> Float[Tensor, "neuron pair"]:
+    """Change of the successor's logit (over the class mean) when a single neuron of MLP0 is ablated.
+
+    The neuron's activation is replaced by its mean over the class, or by zero. Exact up to the layer norm, whose scale
+    is frozen. Memory: neurons · pairs floats.
+    """
+    [(layer, index)] = check_heads(model, [head])
+    first = model.blocks[0]
+    x = model.W_E[words.ids.to(model.W_E.device)]
+    kept: list[Tensor] = []
+    hook = "blocks.0.mlp.hook_post"
+    with model.hooks([(hook, lambda a, hook: kept.append(a[0]))]):
+        first.mlp(first.ln2(x[None]))
+    acts = kept[0]
+    change = (acts.mean(0) if mean else torch.zeros_like(acts[0])) - acts
+    w_out = model.W_out[0]
+    stream = x + first.mlp(first.ln2(x[None]))[0]
+    scale = (stream - stream.mean(-1, keepdim=True)).pow(2).mean(-1, keepdim=True).sqrt()
+    read = (w_out - w_out.mean(-1, keepdim=True)) @ model.W_V[layer, index] @ model.W_O[layer, index]
+    logits = read @ model.W_U[:, words.ids.to(model.W_U.device)]
+    centred = logits - logits.mean(-1, keepdim=True)
+    source, target = words.source.to(x.device), words.target.to(x.device)
+    return (change / scale)[source].T * centred[:, target]

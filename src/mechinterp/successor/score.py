@@ -1,0 +1,191 @@
+"""Does a head's OV circuit turn an ordinal into the next one? (Gould et al., section 2)
+
+The effective OV circuit of a head reads MLP0's output for a token and is read out by the unembedding:
+
+    M = W_U · W_OV · MLP0(W_E)     [output token, input token], over the tokens of one task
+
+The successor score is the share of tokens for which the true successor has the highest logit of its class. No prompt and
+no attention pattern is needed.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from mechinterp.attention import effective_embedding
+from mechinterp.datasets.ioi import single_token
+from mechinterp.datasets.ordinals import TASKS, Task
+from mechinterp.heads import Head, check_heads
+from mechinterp.stats import bootstrap
+
+
+@dataclass(frozen=True)
+class Class:
+    """The words of a task that are single tokens, and their successions.
+
+    Attributes:
+        ids: token of each word. `place`: index of each word in the task.
+        source, target: positions in `words` of each pair (word, successor) that the tokenizer has both of.
+    """
+
+    task: str
+    words: tuple[str, ...]
+    ids: Int[Tensor, " word"]
+    place: Int[Tensor, " word"]
+    source: Int[Tensor, " pair"]
+    target: Int[Tensor, " pair"]
+
+
+def class_of(tokenizer: PreTrainedTokenizerBase, task: Task) -> Class:
+    """The single-token part of a task, words with a leading space.
+
+    Errors: `ValueError` if fewer than three words are single tokens.
+    """
+    kept: dict[str, int] = {}
+    for word in task.words:
+        try:
+            kept[word] = single_token(tokenizer, word)
+        except ValueError:
+            continue
+    if len(kept) < 3:
+        raise ValueError(
+            f"task {task.name!r} has {len(kept)} words that are single tokens of this tokenizer, at least 3 are needed; "
+            "leave it out"
+        )
+    index = {word: i for i, word in enumerate(kept)}
+    pairs = [(index[a], index[b]) for a, b in task.pairs() if a in index and b in index]
+    source, target = torch.tensor(pairs, dtype=torch.long).view(-1, 2).T
+    place = torch.tensor([task.words.index(word) for word in kept])
+    return Class(task.name, tuple(kept), torch.tensor(list(kept.values())), place, source, target)
+
+
+def classes(tokenizer: PreTrainedTokenizerBase, tasks: Mapping[str, Task] = TASKS) -> tuple[list[Class], list[str]]:
+    """The classes of all tasks, and the names of the tasks that this tokenizer does not have."""
+    found, missing = [], []
+    for task in tasks.values():
+        try:
+            found.append(class_of(tokenizer, task))
+        except ValueError:
+            missing.append(task.name)
+    return found, missing
+
+
+@dataclass(frozen=True)
+class SuccessorScores:
+    """For every task, head and pair: has the successor the highest logit of its class?
+
+    Attributes:
+        hits: by task.
+        chance: score of a head that guesses among the words of the class, by task.
+    """
+
+    hits: dict[str, Bool[Tensor, "layer head pair"]]
+    chance: dict[str, float]
+
+    def score(self, task: str | None = None) -> Float[Tensor, "layer head"]:
+        """Share of hits, of one task or of all pairs together."""
+        return self._all(task).float().mean(-1)
+
+    def interval(self, head: Head, task: str | None = None) -> tuple[float, float]:
+        """95 % bootstrap interval over pairs."""
+        return bootstrap(self._all(task)[head].float())
+
+    def best(self, task: str | None = None) -> Head:
+        """The head with the highest score."""
+        score = self.score(task)
+        return Head(*divmod(int(score.argmax()), score.shape[1]))
+
+    def chance_level(self) -> float:
+        """Score of a guess over all pairs together."""
+        sizes = {name: hits.shape[-1] for name, hits in self.hits.items()}
+        return sum(self.chance[name] * n for name, n in sizes.items()) / sum(sizes.values())
+
+    def _all(self, task: str | None) -> Bool[Tensor, "layer head pair"]:
+        if task is not None and task not in self.hits:
+            raise ValueError(f"no task {task!r}; one of {', '.join(self.hits)}")
+        return torch.cat(list(self.hits.values()), -1) if task is None else self.hits[task]
+
+
+def representations(model: Any, ids: Int[Tensor, " word"], *, embedding: bool = True) -> Float[Tensor, "word d_model"]:
+    """What a successor head reads of a token: W_E + MLP0(LN2(W_E)), or without the first term.
+
+    With the term it is the stream after block 0 as in copy suppression; without it, the paper's MLP0(W_E).
+    """
+    return effective_embedding(model, ids, embedding=embedding)
+
+
+@torch.no_grad()
+def class_logits(
+    model: Any, x: Float[Tensor, "word d_model"], ids: Int[Tensor, " out"], *, norm: bool = True
+) -> Float[Tensor, "layer head word out"]:
+    """Logits of some tokens by every head's OV circuit for inputs x; biases are left out.
+
+    The product goes through d_head: no d_model x d_model matrix is formed.
+
+    Args:
+        norm: x passes through layer norm first; with folded weights every layer's norm is the same function, and only
+            its mean subtraction can change which logit is the highest.
+    """
+    normal = model.blocks[min(1, model.cfg.n_layers - 1)].ln1(x[None])[0] if norm else x
+    heads = model.cfg.n_heads
+    w_v = model.W_V if model.W_V.shape[1] == heads else model.W_V.repeat_interleave(heads // model.W_V.shape[1], 1)
+    read = torch.einsum("wd,lhde->lhwe", normal, w_v)
+    write = torch.einsum("lhed,do->lheo", model.W_O, model.W_U[:, ids.to(model.W_U.device)])
+    return read @ write
+
+
+def successor_scores(
+    model: Any, tasks: Mapping[str, Task] = TASKS, *, embedding: bool = True, skip_missing: bool = False
+) -> SuccessorScores:
+    """The successor score of every head for every task, from weights alone.
+
+    Args:
+        embedding: see `representations`.
+        skip_missing: leave out tasks that the tokenizer lacks instead of refusing.
+
+    Errors: `ValueError` for a task with fewer than three single-token words, or if no task is left.
+    """
+    chosen = (
+        classes(model.tokenizer, tasks)[0] if skip_missing else [class_of(model.tokenizer, t) for t in tasks.values()]
+    )
+    if not chosen:
+        raise ValueError(f"this tokenizer has none of the tasks {', '.join(tasks)} as single tokens")
+    hits, chance = {}, {}
+    for words in chosen:
+        logits = class_logits(model, representations(model, words.ids, embedding=embedding), words.ids)
+        target = words.target.to(logits.device)
+        hits[words.task] = (logits[:, :, words.source].argmax(-1) == target).cpu()
+        chance[words.task] = 1 / len(words.words)
+    return SuccessorScores(hits, chance)
+
+
+@torch.no_grad()
+def table(model: Any, head: Head, words: Class, *, embedding: bool = True) -> Float[Tensor, "word out"]:
+    """M of one head over a class: row = input word, column = logit of output word."""
+    [(layer, index)] = check_heads(model, [head])
+    return class_logits(model, representations(model, words.ids, embedding=embedding), words.ids)[layer, index]
+
+
+def greater_than_bias(logits: Float[Tensor, "word out"], place: Int[Tensor, " word"]) -> Float[Tensor, " word"]:
+    """Mean logit of the later words of a class minus that of the earlier ones, for every word that has both.
+
+    Positive: the head prefers what is larger than its input.
+    """
+    later = place[None] > place[:, None]
+    earlier = place[None] < place[:, None]
+    both = later.any(1) & earlier.any(1)
+    up = (logits * later).sum(1) / later.sum(1).clamp(min=1)
+    down = (logits * earlier).sum(1) / earlier.sum(1).clamp(min=1)
+    return (up - down)[both]
+
+
+def pooled(chosen: Iterable[Class]) -> tuple[Int[Tensor, " word"], Int[Tensor, " word"], list[str]]:
+    """Token ids, ordinal values (place + 1) and task of all words of some classes."""
+    chosen = list(chosen)
+    names = [words.task for words in chosen for _ in words.words]
+    return torch.cat([w.ids for w in chosen]), torch.cat([w.place + 1 for w in chosen]), names

@@ -1,0 +1,122 @@
+"""Successor scores against loops over words; on an exact successor head; at chance on random weights."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from mechinterp.datasets.ordinals import TASKS
+from mechinterp.heads import Head, all_heads
+from mechinterp.models import organisms, to_bridge
+from mechinterp.successor import (
+    class_of,
+    classes,
+    greater_than_bias,
+    pooled,
+    representations,
+    successor_scores,
+    table,
+)
+
+NUMBERS = {"numbers": TASKS["numbers"]}
+
+
+def slow_score(model: Any, head: Head, task: str, embedding: bool) -> float:
+    words = class_of(model.tokenizer, TASKS[task])
+    hits = []
+    for source, target in zip(words.source.tolist(), words.target.tolist(), strict=True):
+        e = model.W_E[words.ids[source]][None, None]
+        out = model.blocks[0].mlp(model.blocks[0].ln2(e))
+        x = model.blocks[1].ln1(e + out if embedding else out)[0, 0]
+        logits = x @ model.W_V[head] @ model.W_O[head] @ model.W_U
+        hits.append(max(range(len(words.ids)), key=lambda i, row=logits: row[words.ids[i]].item()) == target)
+    return sum(hits) / len(hits)
+
+
+@pytest.mark.parametrize("embedding", [True, False])
+@pytest.mark.parametrize("task", ["days", "letters"])
+def test_scores_equal_a_loop(tiny: Any, task: str, embedding: bool) -> None:
+    scores = successor_scores(tiny, {task: TASKS[task]}, embedding=embedding).score()
+    for head in all_heads(tiny):
+        assert scores[head] == pytest.approx(slow_score(tiny, head, task, embedding))
+
+
+def test_the_exact_successor_head_scores_one_and_no_other_does() -> None:
+    organism = organisms.successor()
+    scores = successor_scores(organism.model, NUMBERS)
+    [head] = organism.heads("successor")
+    assert scores.best() == head
+    assert scores.score()[head] == 1
+    rest = scores.score()
+    rest[head] = 0
+    assert rest.max() < 0.1
+    assert scores.interval(head) == (1, 1)
+
+
+def test_random_weights_score_at_chance(tiny: Any) -> None:
+    scores = successor_scores(tiny)
+    assert set(scores.hits) == set(TASKS)
+    assert scores.score().mean() == pytest.approx(scores.chance_level(), abs=0.03)
+    assert scores.chance["days"] == pytest.approx(1 / 7)
+    low, high = scores.interval(scores.best())
+    assert low <= scores.score().max() <= high
+    with pytest.raises(ValueError, match="no task 'planets'; one of numbers"):
+        scores.score("planets")
+
+
+def test_a_table_is_the_head_s_circuit_and_the_bias_its_tilt() -> None:
+    organism = organisms.successor()
+    [head] = organism.heads("successor")
+    words = class_of(organism.model.tokenizer, TASKS["numbers"])
+    logits = table(organism.model, head, words)
+    assert logits.argmax(1)[:-1].tolist() == list(range(1, 50))
+    rising = torch.arange(5.0).expand(5, 5)
+    assert (greater_than_bias(rising, torch.arange(5)) > 0).all()
+    assert torch.equal(greater_than_bias(-rising, torch.arange(5)), -greater_than_bias(rising, torch.arange(5)))
+    assert greater_than_bias(torch.ones(5, 5), torch.arange(5)).tolist() == [0, 0, 0]
+
+
+def test_the_lab_model_has_a_successor_head(lab: Any) -> None:
+    scores = successor_scores(lab)
+    assert sum(float(scores.score(task).max()) >= 0.5 for task in TASKS) >= 3
+    assert scores.interval(scores.best())[0] > 5 * scores.chance_level()
+
+
+def test_tasks_that_the_tokenizer_lacks() -> None:
+    organism = organisms.successor()
+    with pytest.raises(ValueError, match="task 'number words' has 0 words that are single tokens"):
+        successor_scores(organism.model)
+    assert set(successor_scores(organism.model, skip_missing=True).hits) == {"numbers"}
+    assert len(classes(organism.model.tokenizer)[1]) == len(TASKS) - 1
+    with pytest.raises(ValueError, match="has none of the tasks days"):
+        successor_scores(organism.model, {"days": TASKS["days"]}, skip_missing=True)
+
+
+def test_pooled_words_keep_their_values(tokenizer: Any) -> None:
+    ids, values, names = pooled([class_of(tokenizer, TASKS[t]) for t in ("days", "months")])
+    assert len(ids) == len(values) == len(names) == 19
+    assert values.tolist() == [*range(1, 8), *range(1, 13)]
+    assert tokenizer.decode(ids[8]).strip() == "February"
+
+
+@pytest.mark.parametrize("family", ["pythia", "llama"])
+def test_other_architectures(tokenizer: Any, family: str) -> None:
+    """Parallel blocks, rotary positions, no biases, grouped values: the score needs none of what they lack."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 8192, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    if family == "pythia":
+        config: Any = GPTNeoXConfig(**shape, num_attention_heads=4, max_position_embeddings=64)
+        config.architectures = ["GPTNeoXForCausalLM"]
+        raw: Any = GPTNeoXForCausalLM(config)
+    else:
+        config = LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)
+        config.architectures = ["LlamaForCausalLM"]
+        raw = LlamaForCausalLM(config)
+    model = to_bridge(raw, tokenizer, name=family, device="cpu")
+    scores = successor_scores(model, {"days": TASKS["days"], "months": TASKS["months"]})
+    assert scores.score().shape == (2, 4)
+    ids = class_of(tokenizer, TASKS["days"]).ids
+    e = model.W_E[ids][None]
+    expected = (e + model.blocks[0].mlp(model.blocks[0].ln2(e)))[0]
+    torch.testing.assert_close(representations(model, ids), expected, atol=1e-5, rtol=1e-4)
