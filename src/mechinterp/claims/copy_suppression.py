@@ -6,7 +6,7 @@ expected says that the same thing is there, if not as strongly: well above chanc
 
 from collections.abc import Sequence
 
-from mechinterp.claims.expectations import Expectation, Range
+from mechinterp.claims.expectations import Range, Rule
 from mechinterp.claims.statement import Claim
 
 
@@ -22,15 +22,16 @@ def _magnitude(value: float) -> Range:
 QUERIES, KEYS = ("W_U", "W_EE", "W_E"), ("W_E", "W_EE", "MLP0")
 
 
-def _ranks(values: Sequence[float]) -> Expectation:
-    cells = [f"{q} → {k}" for q in QUERIES for k in KEYS]
-    return {cell: _magnitude(value) for cell, value in zip(cells, values, strict=True)}
+CELLS = tuple(f"{q} → {k}" for q in QUERIES for k in KEYS)
 
 
-def _any(cells: Expectation, **some: Range) -> Expectation:
+def _ranks(values: Sequence[float]) -> dict[str, Rule]:
+    return {cell: _magnitude(value) for cell, value in zip(CELLS, values, strict=True)}
+
+
+def _any_but(some: dict[str, Rule]) -> dict[str, Rule]:
     """Any number in every cell but some."""
-    assert isinstance(cells, dict)
-    return {cell: Range() for cell in cells} | {cell.replace("_to_", " → "): rule for cell, rule in some.items()}
+    return dict.fromkeys(CELLS, Range()) | some
 
 
 _SUPPRESSOR = _ranks((166, 1, 1, 4171, 78, 79, 4005, 64, 65))
@@ -111,7 +112,7 @@ WEIGHTS = (
         where="App. M.1, Fig. 19a",
         measure="median rank of the diagonal, with biases; query → key",
         paper=_SUPPRESSOR,
-        lab=_any(_SUPPRESSOR, W_U_to_W_EE=Range(1, 20)),
+        lab=_any_but({"W_U → W_EE": Range(1, 20)}),
     ),
     Claim(
         id="CS-9",
@@ -120,7 +121,7 @@ WEIGHTS = (
         where="App. M.1, Fig. 19b",
         measure="the same for a duplicate-token head (3.0 in GPT-2)",
         paper=_DUPLICATE,
-        lab=_any(_DUPLICATE, W_U_to_W_EE=Range(50), W_EE_to_W_EE=Range(1, 50)),
+        lab=_any_but({"W_U → W_EE": Range(50), "W_EE → W_EE": Range(1, 50)}),
     ),
 )
 

@@ -289,7 +289,7 @@ def single_token(tokenizer: PreTrainedTokenizerBase, word: str) -> int:
             f"{' ' + word!r} is {len(ids)} tokens for this tokenizer, {pieces}; use words that are one token"
         )
     # A byte-level tokenizer names its end of text as the unknown token and never uses it as one.
-    if ids[0] == tokenizer.unk_token_id and tokenizer.decode(ids).strip() != word:
+    if ids[0] == tokenizer.unk_token_id and str(tokenizer.decode(ids)).strip() != word:
         raise ValueError(f"{' ' + word!r} is unknown to this tokenizer; use words that it has")
     return int(ids[0])
 

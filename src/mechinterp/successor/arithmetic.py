@@ -40,8 +40,8 @@ def arithmetic_grid(
 ) -> Grid:
     """x' = x − a f_i + a f_j for each word of value v, i = v mod 10, and each residue j; does the head say what follows?
 
-    The goal is the word of the same decade with residue j, and its successor must be the highest logit of the class. The
-    scale a keeps the size of the component: it is x's own component along f_i, taken over the words of residue i.
+    The goal is the word of the same decade with residue j, and its successor must be the highest logit of the class.
+    The scale a keeps the size of the component: it is x's own component along f_i, taken over the words of residue i.
 
     Args:
         words: a class whose place + 1 is the number that the word means.
@@ -59,8 +59,8 @@ def arithmetic_grid(
     centred = x - x.mean(0)
     of = {int(v): i for i, v in enumerate(values.tolist())}
     follows = dict(zip(words.source.tolist(), words.target.tolist(), strict=True))
-    size = torch.stack([(centred[values % 10 == r] @ unit[r]).mean() if (values % 10 == r).any() else centred.new_zeros(())
-                        for r in range(10)])  # fmt: skip
+    ends = [values % 10 == r for r in range(10)]
+    size = torch.stack([(centred[own] @ unit[r]).sum() / max(int(own.sum()), 1) for r, own in enumerate(ends)])
     success = torch.zeros(len(chosen), 10, dtype=torch.bool)
     possible = torch.zeros_like(success)
     for row, i in enumerate(chosen.tolist()):

@@ -4,8 +4,8 @@ The effective OV circuit of a head reads MLP0's output for a token and is read o
 
     M = W_U · W_OV · MLP0(W_E)     [output token, input token], over the tokens of one task
 
-The successor score is the share of tokens for which the true successor has the highest logit of its class. No prompt and
-no attention pattern is needed.
+The successor score is the share of tokens for which the true successor has the highest logit of its class. No prompt
+and no attention pattern is needed.
 """
 
 from collections.abc import Iterable, Mapping
@@ -54,8 +54,8 @@ def class_of(tokenizer: PreTrainedTokenizerBase, task: Task) -> Class:
             continue
     if len(kept) < 3:
         raise ValueError(
-            f"task {task.name!r} has {len(kept)} words that are single tokens of this tokenizer, at least 3 are needed; "
-            "leave it out"
+            f"task {task.name!r} has {len(kept)} words that are single tokens of this tokenizer, "
+            "at least 3 are needed; leave it out"
         )
     index = {word: i for i, word in enumerate(kept)}
     pairs = [(index[a], index[b]) for a, b in task.pairs() if a in index and b in index]
