@@ -119,3 +119,14 @@ def test_off_the_site_the_bundle_comes_with_the_figure_and_nothing_is_fetched(mo
 def test_an_attention_view_refuses_another_shape() -> None:
     with pytest.raises(ValueError, match=r"must have shape \(1, 4, 4\)"):
         viz.attention(torch.eye(3)[None], TOKENS, ["0.1"], caption="c")
+
+
+def test_the_explorer_is_whole_and_keeps_every_view() -> None:
+    views = [{"looks at": [(0, 0.5)], "lowers": [("</script>", -1.0)], "predicted": ["<b>"]} for _ in TOKENS]
+    html = viz.token_explorer(TOKENS, views, caption="c")._repr_html_()
+    assert balanced(html)
+    assert html.count("<button") == len(TOKENS)
+    assert html.count("</script>") == 1
+    assert "src=" not in html
+    with pytest.raises(ValueError, match="one view a token: 4 tokens, 1 views"):
+        viz.token_explorer(TOKENS, views[:1], caption="c")

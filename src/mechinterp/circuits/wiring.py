@@ -23,7 +23,8 @@ from mechinterp.circuits.ioi import PAPER_CIRCUIT
 from mechinterp.files import atomic_write
 from mechinterp.heads import Head
 
-EDGES: tuple[tuple[str, tuple[str, ...], Mode, str], ...] = (
+Edge = tuple[str, tuple[str, ...], Mode, str]
+EDGES: tuple[Edge, ...] = (
     ("IOI-W1", ("previous token",), "k", "induction"),
     ("IOI-W2", ("S-inhibition",), "q", "name mover"),
     ("IOI-W3", ("S-inhibition",), "q", "negative name mover"),
@@ -93,7 +94,14 @@ class Wiring:
         return f'<div style="overflow-x:auto"><table><tr>{head}</tr>{body}</table></div>'
 
 
-def wiring(weights: HeadWeights, circuit: Circuit = PAPER_CIRCUIT, *, name: str = "", seeds: int = 2) -> Wiring:
+def wiring(
+    weights: HeadWeights,
+    circuit: Circuit = PAPER_CIRCUIT,
+    *,
+    edges: Sequence[Edge] = EDGES,
+    name: str = "",
+    seeds: int = 2,
+) -> Wiring:
     """Rank all earlier heads for every reading head of a circuit; edges with a missing role are left out.
 
     Errors: `ValueError` if the circuit has a head that the weights do not have.
@@ -103,7 +111,7 @@ def wiring(weights: HeadWeights, circuit: Circuit = PAPER_CIRCUIT, *, name: str 
         if head.layer >= layers or head.head >= heads:
             raise ValueError(f"no head {head} in these weights: {layers} layers of {heads} heads")
     connections, level = [], {}
-    for claim, writing, mode, reading in EDGES:
+    for claim, writing, mode, reading in edges:
         scores = composition(weights, mode)
         order = ranks(scores)
         if mode not in level:
@@ -159,15 +167,15 @@ def read_weights(source: str) -> HeadWeights:
     return HeadWeights.load(snapshot_download(source, allow_patterns=["config.json", "model.safetensors"]))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None, *, edges: Sequence[Edge] = EDGES, about: str | None = __doc__) -> None:
+    """The command, for the edges of a chapter."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="gpt2", help="hub id or folder")
     parser.add_argument("--name", default="", help="what to call the weights in the result")
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args(arguments)
     with torch.no_grad():
-        result = wiring(read_weights(options.weights), name=options.name or options.weights)
+        result = wiring(read_weights(options.weights), edges=edges, name=options.name or options.weights)
     print(result)
     for claim, share in result.shares().items():
         print(f"{claim}: {share:.0%} of the readers are led by an expected writer")

@@ -249,7 +249,29 @@ MECHANISM = (
     ),
 )
 
-COPY_SUPPRESSION: tuple[Claim, ...] = tuple(
-    sorted((*EXPLAINED, *WEIGHTS, *ON_TEXT, *MECHANISM), key=lambda claim: int(claim.id.split("-")[1]))
+WIRING = (
+    Claim(
+        id="CS-W1",
+        statement="name movers lead the Q-composition into the suppressors, by weights alone",
+        paper_value="they suppress what name movers have copied, no number",
+        where="§4",
+        measure="share of 10.7 and 11.10 whose strongest earlier Q-composer is a name mover",
+        paper=Range(0.5, 1),
+        why_not_lab="is about the weights of GPT-2",
+    ),
+    Claim(
+        id="CS-W2",
+        statement="name movers do not lead the K-composition into them: keys are effective embeddings",
+        paper_value="keys are effective embeddings, no number",
+        where="§3.2",
+        measure="share of 10.7 and 11.10 whose strongest earlier K-composer is a name mover",
+        paper=Range(0, 0),
+        why_not_lab="is about the weights of GPT-2",
+    ),
 )
-"""The 22 claims of the sheet, in its order."""
+
+COPY_SUPPRESSION: tuple[Claim, ...] = (
+    *sorted((*EXPLAINED, *WEIGHTS, *ON_TEXT, *MECHANISM), key=lambda claim: int(claim.id.split("-")[1])),
+    *WIRING,
+)
+"""The 22 claims of the sheet in its order, then two that GPT-2's attention weights alone can test."""

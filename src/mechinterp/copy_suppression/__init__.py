@@ -14,7 +14,7 @@ from mechinterp.copy_suppression.behaviour import (
     view,
 )
 from mechinterp.copy_suppression.cspa import CSPA, PARTS, cspa, qk_projection
-from mechinterp.copy_suppression.records import head_means
+from mechinterp.copy_suppression.recording import Record, head_means, records
 from mechinterp.copy_suppression.self_repair import SelfRepair, attention_after, self_repair
 from mechinterp.copy_suppression.similar import root, similar_tokens
 from mechinterp.copy_suppression.weights import (
@@ -35,6 +35,7 @@ __all__ = [
     "Cases",
     "Paths",
     "RankTests",
+    "Record",
     "SelfRepair",
     "TokenView",
     "attended_pairs",
@@ -51,6 +52,7 @@ __all__ = [
     "qk_projection",
     "qk_ranks",
     "rank_tests",
+    "records",
     "root",
     "self_repair",
     "similar_tokens",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mechinterp.attention import effective_embedding
 from mechinterp.copy_suppression.cspa import logit_lens
-from mechinterp.copy_suppression.records import (
+from mechinterp.copy_suppression.recording import (
     check_text,
     head_means,
     records,

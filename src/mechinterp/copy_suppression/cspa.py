@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechinterp.copy_suppression.records import (
+from mechinterp.copy_suppression.recording import (
     Record,
     check_text,
     head_means,

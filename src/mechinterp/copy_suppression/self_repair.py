@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechinterp.copy_suppression.records import norm_scale, through_final_norm
+from mechinterp.copy_suppression.recording import norm_scale, through_final_norm
 from mechinterp.heads import Head, check_heads
 from mechinterp.stats import bootstrap
 

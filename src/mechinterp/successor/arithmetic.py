@@ -38,9 +38,9 @@ def arithmetic_grid(
     stop: int | None = None,
     embedding: bool = True,
 ) -> Grid:
-    """x' = x − a f_i + a f_j for each word of value v, i = v mod 10, and each residue j; does the head say what follows?
+    """x' = x − a f_i + a f_j for each word of value v, i = v mod 10, and each j; does the head say what follows?
 
-    The goal is the word of the same decade with residue j, and its successor must be the highest logit of the class.
+    The goal is the word of the same decade with residue j; its successor must be the highest of the class.
     The scale a keeps the size of the component: it is x's own component along f_i, taken over the words of residue i.
 
     Args:

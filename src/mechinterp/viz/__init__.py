@@ -1,12 +1,14 @@
 """Every figure in one house style: functions of tensors, each with a caption in words."""
 
 from mechinterp.viz.attention import AttentionView, attention
+from mechinterp.viz.explorer import TokenExplorer, token_explorer
 from mechinterp.viz.figure import Figure
 from mechinterp.viz.plots import attention_map, bars, circuit_graph, curves, head_map, histogram, scatter
 
 __all__ = [
     "AttentionView",
     "Figure",
+    "TokenExplorer",
     "attention",
     "attention_map",
     "bars",
@@ -15,4 +17,5 @@ __all__ = [
     "head_map",
     "histogram",
     "scatter",
+    "token_explorer",
 ]
