@@ -1,27 +1,26 @@
 """Record the claims about GPT-2's wiring: `python chapters/record_wiring.py`.
 
-The values come from the package's committed result of
-`python -m mechinterp.circuits.wiring`, which needs GPT-2's attention weights only.
+The values come from the package's committed results of the commands
+`python -m mechinterp.circuits.wiring` and
+`python -m mechinterp.copy_suppression.wiring`, which need GPT-2's attention weights.
 """
 
 import hashlib
 from pathlib import Path
 
-from mechinterp import claims
+from mechinterp import circuits, claims, copy_suppression
 from mechinterp.circuits import wiring
+from mechinterp.copy_suppression import wiring as suppressors
 
-result = wiring.gpt2()
-digest = hashlib.sha256(
-    Path(wiring.__file__).with_name("gpt2_wiring.json").read_bytes()
-).hexdigest()
-ledger = claims.Ledger(
-    "ioi", scale="paper", model={"name": result.weights, "sha256": digest}
-)
-for claim, share in result.shares().items():
-    print(
-        ledger.record(
-            claim,
-            share,
-            note=f"weights used: {result.weights}; sha256 is of the committed table",
-        )
+for chapter, package, result in (
+    ("ioi", circuits, wiring.gpt2()),
+    ("copy_suppression", copy_suppression, suppressors.gpt2()),
+):
+    table = Path(package.__path__[0]) / "gpt2_wiring.json"
+    digest = hashlib.sha256(table.read_bytes()).hexdigest()
+    ledger = claims.Ledger(
+        chapter, scale="paper", model={"name": result.weights, "sha256": digest}
     )
+    for claim, share in result.shares().items():
+        note = f"weights used: {result.weights}; sha256 is of the committed table"
+        print(ledger.record(claim, share, note=note))
