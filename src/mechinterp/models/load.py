@@ -61,8 +61,8 @@ def load(
 def load_tokenizer(name: str | Path = "lab", *, revision: str | None = None) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model, without its weights. Names and errors as for `load`.
 
-    >>> load_tokenizer("lab").encode(" Mary")
-    [830]
+    >>> load_tokenizer("lab").decode(load_tokenizer("lab").encode(" Mary"))
+    ' Mary'
     """
     if str(name) == "rehearsal":
         from mechinterp.models.rehearsal import tokenizer_folder
