@@ -5,10 +5,12 @@ from difflib import get_close_matches
 from mechinterp.claims.copy_suppression import COPY_SUPPRESSION
 from mechinterp.claims.ioi import IOI
 from mechinterp.claims.statement import Claim
+from mechinterp.claims.successor_heads import SUCCESSOR_HEADS
 
 CLAIMS: dict[str, dict[str, Claim]] = {
     "ioi": {entry.id: entry for entry in IOI},
     "copy_suppression": {entry.id: entry for entry in COPY_SUPPRESSION},
+    "successor_heads": {entry.id: entry for entry in SUCCESSOR_HEADS},
 }
 
 

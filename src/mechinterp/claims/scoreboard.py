@@ -14,6 +14,7 @@ from mechinterp.claims.results import Entry, Results, read_results, results_fold
 TITLES = {
     "ioi": "The IOI circuit (Wang et al., 2022)",
     "copy_suppression": "Copy suppression (McDougall et al., 2023)",
+    "successor_heads": "Successor heads (Gould et al., 2023)",
 }
 HEADER = ("claim", "statement", "paper", "paper-scale run", "lab run", "verdict")
 

@@ -4,10 +4,13 @@ import itertools
 from collections.abc import Iterable
 from importlib.resources import files
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+
+from mechinterp.datasets.generated import MIXTURE
 
 
 def sample() -> list[str]:
@@ -52,3 +55,24 @@ def token_rows(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], n: int,
         if len(rows) == n:
             return torch.tensor(rows)
     raise ValueError(f"only {len(rows)} of the texts have {length} tokens, {n} were asked for; ask for shorter rows")
+
+
+def generated_rows(tokenizer: PreTrainedTokenizerBase, n: int, length: int, *, seed: int = 0) -> Int[Tensor, "doc pos"]:
+    """Rows of generated documents as in the lab model's training, quoting the sample; each after a BOS token."""
+    rng = np.random.default_rng(seed)
+    pool = tokenizer.encode(" ".join(sample()), add_special_tokens=False, verbose=False)
+    kinds, weights = list(MIXTURE), np.array(list(MIXTURE.values()))
+
+    def quote(k: int) -> list[int]:
+        start = int(rng.integers(len(pool) - k))
+        return pool[start : start + k]
+
+    rows = []
+    for _ in range(n):
+        row: list[int] = []
+        while len(row) < length:
+            row.append(int(tokenizer.bos_token_id))
+            for piece in kinds[rng.choice(len(kinds), p=weights / weights.sum())](rng, quote):
+                row += tokenizer.encode(piece, add_special_tokens=False) if isinstance(piece, str) else piece
+        rows.append(row[:length])
+    return torch.tensor(rows)

@@ -1,6 +1,7 @@
 """Successor heads: the methods of Gould et al. (arXiv:2312.09230)."""
 
 from mechinterp.successor.arithmetic import Grid, arithmetic_grid, neuron_ablation
+from mechinterp.successor.decomposition import Decomposition, decompose
 from mechinterp.successor.features import (
     Dictionaries,
     Probe,
@@ -9,6 +10,7 @@ from mechinterp.successor.features import (
     residue_features,
     train_dictionaries,
 )
+from mechinterp.successor.natural import CATEGORIES, Shares, Winning, category, direct_effects, winning_cases
 from mechinterp.successor.score import (
     Class,
     SuccessorScores,
@@ -23,16 +25,23 @@ from mechinterp.successor.score import (
 )
 
 __all__ = [
+    "CATEGORIES",
     "Class",
+    "Decomposition",
     "Dictionaries",
     "Grid",
     "Probe",
+    "Shares",
     "SuccessorScores",
+    "Winning",
     "agreement",
     "arithmetic_grid",
+    "category",
     "class_logits",
     "class_of",
     "classes",
+    "decompose",
+    "direct_effects",
     "greater_than_bias",
     "linear_probe",
     "neuron_ablation",
@@ -42,4 +51,5 @@ __all__ = [
     "successor_scores",
     "table",
     "train_dictionaries",
+    "winning_cases",
 ]

@@ -1,0 +1,138 @@
+"""Where does a successor head matter on text, and what is it doing there? (Gould et al., section 4)"""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mechinterp.datasets.ordinals import HELD_OUT_TASK, TASKS
+from mechinterp.heads import Head, check_heads
+from mechinterp.stats import bootstrap
+
+CATEGORIES = ("succession", "copying", "acronym", "greater-than", "other")
+
+
+@dataclass(frozen=True)
+class Winning:
+    """Which head helps the right token most, at every position but the last.
+
+    Attributes:
+        effect: of each head's direct path on the logit of the right token: what its mean ablation takes away.
+        winner: index of the head (layer · heads + head) with the largest effect.
+    """
+
+    effect: Float[Tensor, "doc pos head"]
+    winner: Int[Tensor, "doc pos"]
+    heads: int
+
+    def cases(self, head: Head) -> Bool[Tensor, "doc pos"]:
+        """The positions at which a head wins, with a positive effect."""
+        index = head.layer * self.heads + head.head
+        return (self.winner == index) & (self.effect[..., index] > 0)
+
+
+@torch.no_grad()
+def direct_effects(model: Any, tokens: Int[Tensor, "doc pos"], *, block: int = 4) -> Winning:
+    """Direct effect of every head on the right token's logit, against its mean over the text; final scale frozen.
+
+    Args:
+        block: layers at a time. Memory: block · heads · d_head · positions floats.
+
+    Errors: `ValueError` for a text of less than two tokens.
+    """
+    if tokens.ndim != 2 or tokens.shape[1] < 2:
+        raise ValueError(f"tokens must have shape [doc pos] with at least two positions, got {tuple(tokens.shape)}")
+    cfg = model.cfg
+    names = [f"blocks.{layer}.attn.hook_z" for layer in range(cfg.n_layers)]
+    end = f"blocks.{cfg.n_layers - 1}.hook_resid_post"
+    z, scales = [], []
+    for row in tokens.to(model.W_E.device):
+        _, cache = model.run_with_cache(row[None], names_filter=lambda name: name == end or name in names)
+        z.append(torch.stack([cache[name][0, :-1] for name in names]))
+        x = cache[end][0, :-1]
+        scales.append((x - x.mean(-1, keepdim=True)).pow(2).mean(-1).add(float(cfg.eps)).sqrt())
+    mean = torch.stack(z).mean((0, 2))[:, None]  # layer, 1, head, d_head
+    rows = []
+    for row, own, scale in zip(tokens.to(model.W_E.device), z, scales, strict=True):
+        target = model.W_U[:, row[1:]]
+        target = target - target.mean(0)
+        parts = []
+        for start in range(0, cfg.n_layers, block):
+            read = torch.einsum("lhed,dp->lphe", model.W_O[start : start + block], target)
+            change = own[start : start + block] - mean[start : start + block]
+            parts.append(torch.einsum("lphe,lphe->plh", change, read))
+        rows.append(torch.cat(parts, 1).flatten(1) / scale[:, None])
+    effect = torch.stack(rows)
+    return Winning(effect.cpu(), effect.argmax(-1).cpu(), cfg.n_heads)
+
+
+_NEXT = {
+    (a.lower(), b.lower()) for task in (*TASKS.values(), HELD_OUT_TASK) for a, b in task.pairs()
+}  # every pair of every task, in any case
+
+
+def category(attended: str, predicted: str) -> str:
+    """What turns the attended token into the predicted one.
+
+    >>> category(" Monday", " Tuesday"), category(" 7", " 12"), category(" House", " house"), category("United", " U")
+    ('succession', 'greater-than', 'copying', 'acronym')
+    """
+    a, b = attended.strip(), predicted.strip()
+    if (a.lower(), b.lower()) in _NEXT or (a.isdecimal() and b.isdecimal() and int(b) == int(a) + 1):
+        return "succession"
+    if a.isdecimal() and b.isdecimal() and int(b) > int(a):
+        return "greater-than"
+    if a and a.lower() == b.lower():
+        return "copying"
+    if a[:1].isalpha() and b.isalpha() and b.isupper() and b[0] == a[0].upper() and len(b) <= 5:
+        return "acronym"
+    return "other"
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How a head's winning cases divide into categories, with intervals over cases."""
+
+    share: dict[str, float]
+    interval: dict[str, tuple[float, float]]
+    cases: int
+    examples: dict[str, list[tuple[str, str]]]
+
+
+@torch.no_grad()
+def winning_cases(
+    model: Any, tokens: Int[Tensor, "doc pos"], head: Head, winning: Winning | None = None, *, examples: int = 5
+) -> Shares:
+    """Categories of the cases that a head wins, by its most attended token and the right one.
+
+    Errors: `ValueError` if it wins none.
+    """
+    [head] = check_heads(model, [head])
+    winning = direct_effects(model, tokens) if winning is None else winning
+    won = winning.cases(head)
+    kinds: list[str] = []
+    seen: dict[str, list[tuple[str, str]]] = {name: [] for name in CATEGORIES}
+    name = f"blocks.{head.layer}.attn.hook_pattern"
+    for row, mask in zip(tokens.to(model.W_E.device), won, strict=True):
+        if not mask.any():
+            continue
+        _, cache = model.run_with_cache(row[None], names_filter=name, stop_at_layer=head.layer + 1)
+        source = cache[name][0, head.head].argmax(-1)
+        for d in mask.nonzero()[:, 0].tolist():
+            pair = model.tokenizer.decode([int(row[source[d]])]), model.tokenizer.decode([int(row[d + 1])])
+            kinds.append(category(*pair))
+            if len(seen[kinds[-1]]) < examples and pair not in seen[kinds[-1]]:
+                seen[kinds[-1]].append(pair)
+    if not kinds:
+        raise ValueError(f"{head} wins nowhere in this text; give more of it")
+    count = Counter(kinds)
+    flags = {kind: torch.tensor([float(k == kind) for k in kinds]) for kind in CATEGORIES}
+    return Shares(
+        {kind: count[kind] / len(kinds) for kind in CATEGORIES},
+        {kind: bootstrap(values) for kind, values in flags.items()},
+        len(kinds),
+        seen,
+    )
