@@ -127,18 +127,39 @@ def test_page(browser: Any, server: str, path: str, width: int, theme: str) -> N
         visit.page.close()
 
 
-def test_the_chapter_has_its_figures_links_and_no_failed_cell(browser: Any, server: str) -> None:
-    visit = Visit(browser, server, "chapters/01_ioi.html")
+@pytest.mark.parametrize(
+    ("chapter", "plots", "views", "claims"),
+    [("01_ioi", 8, 2, 23), ("02_copy_suppression", 7, 0, 22), ("03_successor_heads", 7, 0, 13)],
+)
+def test_a_chapter_has_its_figures_links_and_no_failed_cell(
+    browser: Any, server: str, chapter: str, plots: int, views: int, claims: int
+) -> None:
+    visit = Visit(browser, server, f"chapters/{chapter}.html")
     try:
         count = visit.page.locator
-        assert count(".plotly-graph-div").count() >= 8
-        assert count(".mi-circuitsvis").count() >= 2
-        assert count(".mi-figure figcaption").count() >= 10
-        assert count(".claim-card").count() >= 23
+        assert count(".plotly-graph-div").count() >= plots
+        assert count(".mi-circuitsvis").count() >= views
+        assert count(".mi-figure figcaption").count() >= plots + views
+        assert count(".claim-card").count() + count(".claim-table tr").count() >= claims
         assert count(".traceback").count() == 0
         colab = visit.page.locator("a[href*='colab.research.google.com']").first.get_attribute("href")
-        assert colab.endswith("mechinterp/mechinterp/blob/main/chapters/01_ioi.ipynb")
-        assert visit.page.locator("a[href$='_sources/chapters/01_ioi.ipynb']").count() >= 1
+        assert colab.endswith(f"mechinterp/mechinterp/blob/main/chapters/{chapter}.ipynb")
+        assert visit.page.locator(f"a[href$='_sources/chapters/{chapter}.ipynb']").count() >= 1
+    finally:
+        visit.page.close()
+
+
+def test_the_explorer_follows_the_chosen_word(browser: Any, server: str) -> None:
+    visit = Visit(browser, server, "chapters/02_copy_suppression.html")
+    try:
+        words = visit.page.locator(".mi-explorer button")
+        assert words.count() > 20
+        before = visit.page.locator(".mi-explorer dl").inner_text()
+        words.nth(9).click()
+        after = visit.page.locator(".mi-explorer dl").inner_text()
+        assert "lowers" in after
+        assert after != before
+        assert visit.errors == []
     finally:
         visit.page.close()
 
