@@ -49,6 +49,8 @@ def figures() -> Iterator[viz.Figure]:
     yield viz.bars({"1.2": 0.5, "2.0": 1.0}, groups={"1.2": "first", "2.0": "second"}, y="y", **WORDS)
     yield viz.curves({"a": ([1, 2], [3, 4])}, x="x", y="y", log_x=True, **WORDS)
     yield viz.circuit_graph(PAPER_CIRCUIT, **WORDS)
+    yield viz.wiring_graph([(Head(0, 1), Head(2, 0), "q", True), (Head(1, 1), Head(2, 0), "q", False)], {}, **WORDS)
+    yield viz.head_map(scores, axes=("row", "column"), **WORDS)
     yield viz.attention_map(torch.rand(2, 3, 3, generator=g), ["a", "<b>", " "], ["0.1", "0.2"], **WORDS)
 
 

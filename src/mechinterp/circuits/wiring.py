@@ -73,6 +73,18 @@ class Wiring:
             result[claim] = sum(min(c.ranks.values()) == 1 for c in rows) / len(rows)
         return result
 
+    def leaders(self) -> list[tuple[Head, Head, str, bool]]:
+        """For every reading head its strongest earlier composer: (writer, reader, input, was it expected)."""
+        return [
+            (
+                Head.parse(c.strongest[0]),
+                Head.parse(c.reader),
+                f"{c.mode.upper()}-composition",
+                min(c.ranks.values()) == 1,
+            )
+            for c in self.connections
+        ]
+
     def _rows(self) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = []
         for c in self.connections:

@@ -3,7 +3,16 @@
 from mechinterp.viz.attention import AttentionView, attention
 from mechinterp.viz.explorer import TokenExplorer, token_explorer
 from mechinterp.viz.figure import Figure
-from mechinterp.viz.plots import attention_map, bars, circuit_graph, curves, head_map, histogram, scatter
+from mechinterp.viz.plots import (
+    attention_map,
+    bars,
+    circuit_graph,
+    curves,
+    head_map,
+    histogram,
+    scatter,
+    wiring_graph,
+)
 
 __all__ = [
     "AttentionView",
@@ -18,4 +27,5 @@ __all__ = [
     "histogram",
     "scatter",
     "token_explorer",
+    "wiring_graph",
 ]

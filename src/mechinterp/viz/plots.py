@@ -36,11 +36,13 @@ def head_map(
     caption: str,
     unit: str = "relative change",
     highlight: Mapping[Head, str] | None = None,
+    axes: tuple[str, str] = ("layer", "head"),
 ) -> Figure:
     """One cell a head: layers downwards, heads to the right; several maps share a menu.
 
     Maps with negative values get a diverging scale with zero in the middle. `unit` names the scale;
     "relative change" is shown in per cent. Highlighted heads are outlined, their label in the hover text.
+    Other tables of that shape name their rows and columns by `axes`.
     """
     maps = scores if isinstance(scores, Mapping) else {unit: scores}
     plot = go.Figure()
@@ -49,6 +51,8 @@ def head_map(
         most = float(np.abs(z).max()) or 1.0
         signed = z.min() < 0
         text = [[_label(Head(layer, h), highlight) for h in range(z.shape[1])] for layer in range(z.shape[0])]
+        if axes != ("layer", "head"):
+            text = [[f"{axes[0]} {i}, {axes[1]} {j}" for j in range(z.shape[1])] for i in range(z.shape[0])]
         form = ":+.1%" if unit == "relative change" else ":.2f"
         plot.add_heatmap(
             z=z,
@@ -73,8 +77,8 @@ def head_map(
             y1=head[0] + 0.5,
             line={"color": PALETTE[1], "width": 2.5},
         )
-    plot.update_xaxes(title="head", dtick=1, showgrid=False, zeroline=False, constrain="domain")
-    plot.update_yaxes(title="layer", dtick=1, showgrid=False, zeroline=False, autorange="reversed")
+    plot.update_xaxes(title=axes[1], dtick=1, showgrid=False, zeroline=False, constrain="domain")
+    plot.update_yaxes(title=axes[0], dtick=1, showgrid=False, zeroline=False, autorange="reversed")
     if len(maps) > 1:
         buttons = [
             {"label": name, "method": "update", "args": [{"visible": [j == i for j in range(len(maps))]}]}
@@ -221,6 +225,54 @@ def circuit_graph(
         )  # fmt: skip
     plot.update_xaxes(visible=False, range=[-0.02, 1.02], fixedrange=True)
     plot.update_yaxes(visible=False, range=[-0.5, 5.5], fixedrange=True)
+    return finish(plot, title, caption, height=560)
+
+
+def wiring_graph(
+    edges: Sequence[tuple[Head, Head, str, bool]],
+    roles: Mapping[Head, str],
+    *,
+    title: str,
+    caption: str,
+) -> Figure:
+    """Heads by layer, and an arrow from each writer to the head that reads it.
+
+    Args:
+        edges: (writer, reader, kind, expected); arrows of a kind share a colour, an unexpected one is dotted.
+        roles: what each head does, for its label and colour; other heads are grey.
+    """
+    heads = sorted({h for a, b, *_ in edges for h in (a, b)})
+    by_layer: dict[int, list[Head]] = {}
+    for head in heads:
+        by_layer.setdefault(head.layer, []).append(head)
+    widest = max(map(len, by_layer.values()))
+    place = {
+        h: ((i + 0.5) / len(row) * widest + 0.2 * (layer % 2), layer)
+        for layer, row in by_layer.items()
+        for i, h in enumerate(row)
+    }
+    plot = go.Figure()
+    for k, kind in enumerate(dict.fromkeys(kind for *_, kind, _ in edges)):
+        for expected in (True, False):
+            lines: list[Any] = []
+            for a, b, own, known in edges:
+                if own == kind and known == expected:
+                    lines += [(place[a], a), (place[b], b), None]
+            if lines:
+                plot.add_scatter(
+                    x=[p and p[0][0] for p in lines], y=[p and p[0][1] for p in lines], mode="lines", hoverinfo="skip",
+                    name=kind + ("" if expected else ", not expected"),
+                    line={"color": PALETTE[k], "width": 2, "dash": "solid" if expected else "dot"},
+                )  # fmt: skip
+    kinds = list(dict.fromkeys(roles.values()))
+    plot.add_scatter(
+        x=[place[h][0] for h in heads], y=[place[h][1] for h in heads], mode="markers+text", showlegend=False,
+        text=[f" {h}" for h in heads], textposition="middle right",
+        hovertext=[_label(h, roles) for h in heads], hoverinfo="text",
+        marker={"size": 13, "color": [PALETTE[3 + kinds.index(roles[h]) % 4] if h in roles else INK for h in heads]},
+    )  # fmt: skip
+    plot.update_xaxes(visible=False, range=[-0.2, widest + 0.6])
+    plot.update_yaxes(title="layer", dtick=1, zeroline=False)
     return finish(plot, title, caption, height=560)
 
 
