@@ -78,7 +78,7 @@ def with_caption(body: str, caption: str) -> str:
     text = escape(caption)
     return (
         f'<figure class="mi-figure" role="group" aria-label="{escape(caption, quote=True)}" style="margin:0 0 1rem 0">'
-        f'{body}<figcaption style="font-size:0.9em;opacity:0.85">{text}</figcaption></figure>'
+        f'{body}<figcaption style="font-size:0.9em">{text}</figcaption></figure>'
     )
 
 
