@@ -10,7 +10,15 @@ from mechinterp.successor.features import (
     residue_features,
     train_dictionaries,
 )
-from mechinterp.successor.natural import CATEGORIES, Shares, Winning, category, direct_effects, winning_cases
+from mechinterp.successor.natural import (
+    CATEGORIES,
+    Shares,
+    Winning,
+    category,
+    direct_effects,
+    total_effects,
+    winning_cases,
+)
 from mechinterp.successor.score import (
     Class,
     SuccessorScores,
@@ -18,6 +26,7 @@ from mechinterp.successor.score import (
     class_of,
     classes,
     greater_than_bias,
+    head_logits,
     pooled,
     representations,
     successor_scores,
@@ -43,6 +52,7 @@ __all__ = [
     "decompose",
     "direct_effects",
     "greater_than_bias",
+    "head_logits",
     "linear_probe",
     "neuron_ablation",
     "pooled",
@@ -50,6 +60,7 @@ __all__ = [
     "residue_features",
     "successor_scores",
     "table",
+    "total_effects",
     "train_dictionaries",
     "winning_cases",
 ]

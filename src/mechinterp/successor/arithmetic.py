@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mechinterp.heads import Head, check_heads
-from mechinterp.successor.score import Class, class_logits, representations
+from mechinterp.heads import Head
+from mechinterp.successor.score import Class, head_logits, representations, value_output
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,6 @@ def arithmetic_grid(
 
     Errors: `ValueError` if no word is in that range.
     """
-    [(layer, index)] = check_heads(model, [head])
     values = words.place + 1
     chosen = ((values >= start) & (values <= (stop if stop is not None else int(values.max())))).nonzero()[:, 0]
     if len(chosen) == 0:
@@ -63,15 +62,15 @@ def arithmetic_grid(
     size = torch.stack([(centred[own] @ unit[r]).sum() / max(int(own.sum()), 1) for r, own in enumerate(ends)])
     success = torch.zeros(len(chosen), 10, dtype=torch.bool)
     possible = torch.zeros_like(success)
-    for row, i in enumerate(chosen.tolist()):
-        value = int(values[i])
-        edited = x[i] - size[value % 10] * unit[value % 10] + size[:, None] * unit
-        said = class_logits(model, edited, words.ids)[layer, index].argmax(-1)
+    parts = size[:, None] * unit
+    edited = x[chosen, None] - parts[values[chosen] % 10, None] + parts  # word, residue, d_model
+    said = head_logits(model, head, edited.flatten(0, 1), words.ids).argmax(-1).view(len(chosen), 10).tolist()
+    for row, value in enumerate(values[chosen].tolist()):
         for j in range(10):
             goal = of.get(value - value % 10 + j)
             if goal is not None and goal in follows:
                 possible[row, j] = True
-                success[row, j] = int(said[j]) == follows[goal]
+                success[row, j] = said[row][j] == follows[goal]
     return Grid(success, possible)
 
 
@@ -79,10 +78,10 @@ def arithmetic_grid(
 def neuron_ablation(model: Any, head: Head, words: Class, *, mean: bool = True) -> Float[Tensor, "neuron pair"]:
     """Change of the successor's logit (over the class mean) when a single neuron of MLP0 is ablated.
 
-    The neuron's activation is replaced by its mean over the class, or by zero. Exact up to the layer norm, whose scale
-    is frozen. Memory: neurons · pairs floats.
+    The neuron's activation is replaced by its mean over the class, or by zero. Exact up to the layer norm, whose
+    scale is frozen. Memory: neurons · pairs floats.
     """
-    [(layer, index)] = check_heads(model, [head])
+    w_v, w_o = value_output(model, head)
     first = model.blocks[0]
     x = model.W_E[words.ids.to(model.W_E.device)]
     kept: list[Tensor] = []
@@ -93,9 +92,10 @@ def neuron_ablation(model: Any, head: Head, words: Class, *, mean: bool = True) 
     change = (acts.mean(0) if mean else torch.zeros_like(acts[0])) - acts
     w_out = model.W_out[0]
     stream = x + first.mlp(first.ln2(x[None]))[0]
-    scale = (stream - stream.mean(-1, keepdim=True)).pow(2).mean(-1, keepdim=True).sqrt()
-    read = (w_out - w_out.mean(-1, keepdim=True)) @ model.W_V[layer, index] @ model.W_O[layer, index]
-    logits = read @ model.W_U[:, words.ids.to(model.W_U.device)]
+    if "RMS" not in str(model.cfg.normalization_type):  # layer norm removes the mean, RMS norm does not
+        stream, w_out = stream - stream.mean(-1, keepdim=True), w_out - w_out.mean(-1, keepdim=True)
+    scale = (stream.pow(2).mean(-1, keepdim=True) + float(model.cfg.eps)).sqrt()
+    logits = w_out @ w_v @ (w_o @ model.W_U[:, words.ids.to(model.W_U.device)])
     centred = logits - logits.mean(-1, keepdim=True)
     source, target = words.source.to(x.device), words.target.to(x.device)
     return (change / scale)[source].T * centred[:, target]

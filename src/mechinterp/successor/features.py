@@ -79,10 +79,11 @@ def residue_features(
 ) -> tuple[Float[Tensor, "seed residue d_model"], Float[Tensor, "seed residue"]]:
     """For every seed and residue the feature that marks it best, and how well (area under the ROC curve).
 
-    A feature marks a residue if it is stronger on inputs of that residue than on others.
+    A feature marks a residue if it is stronger on inputs of that residue than on others; ties, above all the inputs on
+    which a feature is off, count one half.
     """
     codes = dictionaries.codes
-    order = codes.argsort(1).argsort(1).double() + 1  # rank of each input within each feature
+    order = _ranks(codes.transpose(1, 2)).transpose(1, 2)
     best, scores = [], []
     for r in range(classes):
         own = residue == r
@@ -95,6 +96,15 @@ def residue_features(
         best.append(dictionaries.decoder[torch.arange(len(codes)), feature])
         scores.append(score)
     return torch.stack(best, 1), torch.stack(scores, 1).float()
+
+
+def _ranks(values: Float[Tensor, "*batch input"]) -> Float[Tensor, "*batch input"]:
+    """Rank of each input, from 1; equal values share their mean rank. Memory: a few times `values`."""
+    values = values.contiguous()
+    ordered = values.sort(-1).values.contiguous()
+    below = torch.searchsorted(ordered, values)
+    upto = torch.searchsorted(ordered, values, right=True)
+    return (below + upto + 1).double() / 2
 
 
 @dataclass(frozen=True)

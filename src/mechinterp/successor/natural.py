@@ -46,6 +46,7 @@ def direct_effects(model: Any, tokens: Int[Tensor, "doc pos"], *, block: int = 4
     if tokens.ndim != 2 or tokens.shape[1] < 2:
         raise ValueError(f"tokens must have shape [doc pos] with at least two positions, got {tuple(tokens.shape)}")
     cfg = model.cfg
+    rms = "RMS" in str(cfg.normalization_type)  # RMS norm does not remove the mean
     names = [f"blocks.{layer}.attn.hook_z" for layer in range(cfg.n_layers)]
     end = f"blocks.{cfg.n_layers - 1}.hook_resid_post"
     z, scales = [], []
@@ -53,12 +54,13 @@ def direct_effects(model: Any, tokens: Int[Tensor, "doc pos"], *, block: int = 4
         _, cache = model.run_with_cache(row[None], names_filter=lambda name: name == end or name in names)
         z.append(torch.stack([cache[name][0, :-1] for name in names]))
         x = cache[end][0, :-1]
-        scales.append((x - x.mean(-1, keepdim=True)).pow(2).mean(-1).add(float(cfg.eps)).sqrt())
+        x = x if rms else x - x.mean(-1, keepdim=True)
+        scales.append(x.pow(2).mean(-1).add(float(cfg.eps)).sqrt())
     mean = torch.stack(z).mean((0, 2))[:, None]  # layer, 1, head, d_head
     rows = []
     for row, own, scale in zip(tokens.to(model.W_E.device), z, scales, strict=True):
         target = model.W_U[:, row[1:]]
-        target = target - target.mean(0)
+        target = target if rms else target - target.mean(0)
         parts = []
         for start in range(0, cfg.n_layers, block):
             read = torch.einsum("lhed,dp->lphe", model.W_O[start : start + block], target)
@@ -67,6 +69,62 @@ def direct_effects(model: Any, tokens: Int[Tensor, "doc pos"], *, block: int = 4
         rows.append(torch.cat(parts, 1).flatten(1) / scale[:, None])
     effect = torch.stack(rows)
     return Winning(effect.cpu(), effect.argmax(-1).cpu(), cfg.n_heads)
+
+
+@torch.no_grad()
+def total_effects(
+    model: Any,
+    tokens: Int[Tensor, "doc pos"],
+    head: Head,
+    cases: Bool[Tensor, "doc case_pos"],
+    *,
+    everywhere: bool = False,
+    batch_size: int = 16,
+) -> Float[Tensor, " case"]:
+    """Effect of a head on the right token's logit through all later layers, at chosen positions of a text.
+
+    The model runs again with the head's output at that position replaced by its mean over the text (all positions but
+    each row's last, as in `direct_effects`); the value is the clean logit minus the ablated one.
+
+    Args:
+        cases: which positions, all but the last, as `Winning.cases` gives them; results are in its order of `nonzero`.
+        everywhere: replace the head's output at every position up to that one, too.
+        batch_size: runs side by side; the results do not depend on it.
+
+    Errors: `ValueError` for a mask of another shape, or one that chooses nothing.
+    """
+    [head] = check_heads(model, [head])
+    if cases.shape != (tokens.shape[0], tokens.shape[1] - 1):
+        raise ValueError(
+            f"cases must have shape {(tokens.shape[0], tokens.shape[1] - 1)}, one less position than the "
+            f"tokens, not {tuple(cases.shape)}"
+        )
+    if not cases.any():
+        raise ValueError("no case is chosen")
+    tokens = tokens.to(model.W_E.device)
+    name = f"blocks.{head.layer}.attn.hook_z"
+    total = torch.zeros((), device=tokens.device)
+    for rows in tokens.split(batch_size):
+        _, cache = model.run_with_cache(rows, names_filter=name, stop_at_layer=head.layer + 1)
+        total = total + cache[name][:, :-1, head.head].sum((0, 1))
+    mean = total / cases.numel()
+    parts = []
+    for chosen in cases.nonzero().to(tokens.device).split(batch_size):
+        rows, position = tokens[chosen[:, 0]], chosen[:, 1]
+        run = torch.arange(len(chosen), device=tokens.device)
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        gone = places <= position[:, None] if everywhere else places == position[:, None]
+
+        def ablate(z: Tensor, hook: Any, gone: Tensor = gone) -> Tensor:
+            z = z.clone()
+            z[:, :, head.head][gone] = mean
+            return z
+
+        right = rows[run, position + 1]
+        clean = model(rows)[run, position, right]
+        with model.hooks([(name, ablate)]):
+            parts.append(clean - model(rows)[run, position, right])
+    return torch.cat(parts).cpu()
 
 
 _NEXT = {

@@ -132,11 +132,30 @@ def class_logits(
             its mean subtraction can change which logit is the highest.
     """
     normal = model.blocks[min(1, model.cfg.n_layers - 1)].ln1(x[None])[0] if norm else x
-    heads = model.cfg.n_heads
-    w_v = model.W_V if model.W_V.shape[1] == heads else model.W_V.repeat_interleave(heads // model.W_V.shape[1], 1)
+    w_v = model.W_V.repeat_interleave(model.cfg.n_heads // model.W_V.shape[1], 1)
     read = torch.einsum("wd,lhde->lhwe", normal, w_v)
     write = torch.einsum("lhed,do->lheo", model.W_O, model.W_U[:, ids.to(model.W_U.device)])
     return read @ write
+
+
+@torch.no_grad()
+def head_logits(
+    model: Any, head: Head, x: Float[Tensor, "word d_model"], ids: Int[Tensor, " out"], *, norm: bool = True
+) -> Float[Tensor, "word out"]:
+    """`class_logits` of one head, without the work for all others.
+
+    Errors: `ValueError` for a head that the model does not have.
+    """
+    normal = model.blocks[min(1, model.cfg.n_layers - 1)].ln1(x[None])[0] if norm else x
+    w_v, w_o = value_output(model, head)
+    return normal @ w_v @ (w_o @ model.W_U[:, ids.to(model.W_U.device)])
+
+
+def value_output(model: Any, head: Head) -> tuple[Float[Tensor, "d_model d_head"], Float[Tensor, "d_head d_model"]]:
+    """W_V and W_O of one head; heads that share a value matrix (grouped-query attention) get their group's."""
+    [(layer, index)] = check_heads(model, [head])
+    attention = model.blocks[layer].attn
+    return attention.W_V[index * attention.W_V.shape[0] // model.cfg.n_heads], attention.W_O[index]
 
 
 def successor_scores(
@@ -167,8 +186,7 @@ def successor_scores(
 @torch.no_grad()
 def table(model: Any, head: Head, words: Class, *, embedding: bool = True) -> Float[Tensor, "word out"]:
     """M of one head over a class: row = input word, column = logit of output word."""
-    [(layer, index)] = check_heads(model, [head])
-    return class_logits(model, representations(model, words.ids, embedding=embedding), words.ids)[layer, index]
+    return head_logits(model, head, representations(model, words.ids, embedding=embedding), words.ids)
 
 
 def greater_than_bias(logits: Float[Tensor, "word out"], place: Int[Tensor, " word"]) -> Float[Tensor, " word"]:
