@@ -38,7 +38,7 @@ class Config:
     n_ctx: int = 256
     vocab_size: int = 8192
     batch: int = 24
-    steps: int = 2800
+    steps: int = 3000
     warmup: int = 200
     cooldown: float = 0.3
     lr: float = 2e-3
