@@ -15,6 +15,7 @@ from mechinterp.copy_suppression import (
     head_means,
     head_paths,
     key_projection,
+    query_projection,
     self_repair,
     view,
 )
@@ -266,3 +267,70 @@ def test_without_the_movers_message_the_organism_s_readers_lose_sight_of_the_ans
         assert preference[1].mean().abs() < 0.1
     with pytest.raises(ValueError, match=r"4\.0 does not come before 3\.1"):
         attention_after(organism.model, data.tokens, data.tokens, [Head(4, 0)], Head(3, 1), at)
+
+
+def test_query_projection_equals_hooks(small: Any) -> None:
+    """The query of one head, edited behind its norm in a run that is clean otherwise, read as a direct contribution."""
+    g = torch.Generator().manual_seed(3)
+    tokens = torch.randint(0, 200, (4, 9), generator=g)
+    at, rows = torch.tensor([8, 5, 7, 8]), torch.arange(4)
+    right, wrong = torch.randint(0, 200, (2, 4), generator=g)
+    z = torch.randn(3, 4, 9, 4, 16, generator=g)
+    mover, reader = Head(0, 2), Head(1, 3)
+    got = query_projection(small, tokens, at, right, wrong, [mover], z, [reader])[reader]
+
+    _, clean = small.run_with_cache(tokens)
+
+    def ablate(x: Tensor, hook: Any) -> Tensor:
+        x[:, :, mover.head] = z[0][:, :, mover.head]
+        return x
+
+    seen: dict[str, Tensor] = {}
+    small.run_with_hooks(
+        tokens,
+        fwd_hooks=[
+            ("blocks.0.attn.hook_z", ablate),
+            ("blocks.1.hook_resid_pre", lambda x, hook: seen.update(x=x[rows, at])),
+        ],
+    )
+    before = clean["blocks.1.hook_resid_pre"][rows, at]
+    scale = ((before - before.mean(-1, keepdim=True)).pow(2).mean(-1, keepdim=True) + small.cfg.eps).sqrt()
+    change = (seen["x"] - seen["x"].mean(-1, keepdim=True) - before + before.mean(-1, keepdim=True)) / scale
+    unit = small.W_U[:, right].T / small.W_U[:, right].T.norm(dim=-1, keepdim=True)
+    along = (change * unit).sum(-1, keepdim=True) * unit
+    end = clean["blocks.2.hook_resid_post"][rows, at]
+    final = ((end - end.mean(-1, keepdim=True)).pow(2).mean(-1, keepdim=True) + small.cfg.eps).sqrt()
+    for name, part in {"full": change, "along": along, "away": change - along}.items():
+
+        def edit(q: Tensor, hook: Any, part: Tensor = part) -> Tensor:
+            q[rows, at, reader.head] += part @ small.W_Q[reader]
+            return q
+
+        found: dict[str, Tensor] = {}
+        small.run_with_hooks(
+            tokens,
+            fwd_hooks=[
+                ("blocks.1.attn.hook_q", edit),
+                ("blocks.1.attn.hook_z", lambda x, hook, found=found: found.update(z=x[rows, at, reader.head])),
+            ],
+        )
+        written = (found["z"] - clean["blocks.1.attn.hook_z"][rows, at, reader.head]) @ small.W_O[reader]
+        written = (written - written.mean(-1, keepdim=True)) / final
+        expected = (written * (small.W_U[:, right] - small.W_U[:, wrong]).T).sum(-1)
+        torch.testing.assert_close(getattr(got, name), expected, atol=1e-4, rtol=1e-3)
+
+
+def test_the_organism_s_backup_listens_to_the_predicted_name() -> None:
+    """Head 4.2 reads what the name movers wrote: the answer's direction, and nothing beside it."""
+    organism = organisms.ioi_circuit()
+    data = organisms.ioi_prompts(32)
+    means = mean_reference(organism.model, data.abc(1).tokens, data.group)
+    end, backup, inert = data.positions["END"], Head(4, 2), Head(4, 1)
+    movers = [Head(3, 1), Head(3, 2)]
+    found = query_projection(organism.model, data.tokens, end, data.io, data.s, movers, means.z, [backup, inert])
+    assert found[backup].full.mean() > 2
+    assert found[backup].along.mean() == pytest.approx(found[backup].full.mean(), rel=0.05)
+    assert found[backup].away.abs().mean() < 0.05
+    assert found[inert].full.abs().max() < 0.05
+    with pytest.raises(ValueError, match=r"no ablated head comes before 2\.0"):
+        query_projection(organism.model, data.tokens, end, data.io, data.s, movers, means.z, [Head(2, 0)])

@@ -13,9 +13,16 @@ from mechinterp.copy_suppression.behaviour import (
     key_projection,
     view,
 )
-from mechinterp.copy_suppression.cspa import CSPA, PARTS, cspa, qk_projection
+from mechinterp.copy_suppression.cspa import CSPA, PARTS, cspa
+from mechinterp.copy_suppression.projection import ScoreFit, fit_scores, qk_projection
 from mechinterp.copy_suppression.recording import Record, head_means, records
-from mechinterp.copy_suppression.self_repair import SelfRepair, attention_after, self_repair
+from mechinterp.copy_suppression.self_repair import (
+    QueryChange,
+    SelfRepair,
+    attention_after,
+    query_projection,
+    self_repair,
+)
 from mechinterp.copy_suppression.similar import root, similar_tokens
 from mechinterp.copy_suppression.weights import (
     RankTests,
@@ -34,8 +41,10 @@ __all__ = [
     "Calibration",
     "Cases",
     "Paths",
+    "QueryChange",
     "RankTests",
     "Record",
+    "ScoreFit",
     "SelfRepair",
     "TokenView",
     "attended_pairs",
@@ -45,12 +54,14 @@ __all__ = [
     "composition_ranks",
     "cspa",
     "diagonal_ranks",
+    "fit_scores",
     "head_means",
     "head_paths",
     "key_projection",
     "ov_ranks",
     "qk_projection",
     "qk_ranks",
+    "query_projection",
     "rank_tests",
     "records",
     "root",

@@ -25,9 +25,7 @@ from mechinterp.copy_suppression.recording import (
     Record,
     check_text,
     head_means,
-    norm_scale,
     records,
-    refuse_rotary,
     through_final_norm,
 )
 from mechinterp.heads import Head, check_heads
@@ -118,13 +116,13 @@ def cspa(
     for record in every:
         clean = (record.final @ model.W_U + model.b_U).log_softmax(-1)
         kept = {layer: predicted_sources(model, record, layer, keep) for layer in layers}
-        basis = _directions(model, record.tokens, similar)
-        loss = _next_loss(clean, record.tokens)
+        basis = directions(model, record.tokens, similar)
+        loss = next_loss(clean, record.tokens)
         for h in heads:
             values = [loss]
             for change in _changes(model, record, h, means[h], kept[h.layer], basis, parts):
                 after = (clean + through_final_norm(model, change, record.scale) @ model.W_U).log_softmax(-1)
-                values += [_kl(clean, after), _next_loss(after, record.tokens)]
+                values += [token_kl(clean, after), next_loss(after, record.tokens)]
             rows[h].append(torch.stack(values))
     result = {}
     for h in heads:
@@ -139,10 +137,10 @@ def predicted_sources(model: Any, record: Record, layer: int, keep: float) -> Bo
     """The ⌈keep · (d + 1)⌉ sources whose tokens the stream before `layer` predicts most, by the logit lens."""
     lens = logit_lens(model, record.resid[layer], record.tokens)
     n = len(lens)
-    masked = lens.masked_fill(_later(lens), -torch.inf)
+    masked = lens.masked_fill(later(lens), -torch.inf)
     order = torch.argsort(masked, dim=-1, descending=True, stable=True).argsort(-1)
     many = torch.ceil(keep * torch.arange(1, n + 1, device=lens.device, dtype=torch.float64))
-    return (order < many[:, None]) & ~_later(lens)
+    return (order < many[:, None]) & ~later(lens)
 
 
 def logit_lens(
@@ -180,7 +178,7 @@ def _changes(
             yield gone @ w_o + torch.einsum("qsk,skd->qd", these, basis)
 
 
-def _directions(model: Any, tokens: Tensor, similar: Tensor | None) -> Float[Tensor, "source k d_model"]:
+def directions(model: Any, tokens: Tensor, similar: Tensor | None) -> Float[Tensor, "source k d_model"]:
     """Orthonormal directions of each source token's unembedding and of those that mean the same."""
     if similar is None:
         return torch.nn.functional.normalize(model.W_U[:, tokens].T, dim=-1)[:, None]
@@ -195,58 +193,15 @@ def _directions(model: Any, tokens: Tensor, similar: Tensor | None) -> Float[Ten
     return torch.stack(basis, 1)
 
 
-def _kl(clean: Tensor, after: Tensor) -> Float[Tensor, " pos"]:
+def token_kl(clean: Tensor, after: Tensor) -> Float[Tensor, " pos"]:
     return torch.nn.functional.kl_div(after, clean, log_target=True, reduction="none").sum(-1).clamp(min=0)
 
 
-def _next_loss(logp: Tensor, tokens: Tensor) -> Float[Tensor, " pos"]:
+def next_loss(logp: Tensor, tokens: Tensor) -> Float[Tensor, " pos"]:
     """Loss at every position but the last, where 0 stands for a target that is not there."""
     loss = -logp[:-1].gather(1, tokens[1:, None])[:, 0]
     return torch.cat([loss, loss.new_zeros(1)])
 
 
-def _later(x: Tensor) -> Bool[Tensor, "query key"]:
+def later(x: Tensor) -> Bool[Tensor, "query key"]:
     return torch.ones_like(x, dtype=torch.bool).triu(1)
-
-
-@torch.no_grad()
-def qk_projection(
-    model: Any,
-    tokens: Int[Tensor, "doc pos"],
-    head: Head,
-    *,
-    means: Mapping[Head, Float[Tensor, "pos d_head"]] | None = None,
-    progress: bool = True,
-) -> CSPA:
-    """Is attention explained by what the stream predicts? (Appendix N, the simple version)
-
-    The score of a source s is computed anew from only that part of the query's input which lies along the unembedding
-    of s; the new pattern moves the head's own values. The result has one part, `qk`.
-    """
-    from tqdm.auto import tqdm
-
-    [head] = check_heads(model, [head])
-    refuse_rotary(model)
-    means = head_means(model, tokens, [head]) if means is None else means
-    rows = []
-    layer, index = head
-    for record in tqdm(records(model, tokens, [layer]), total=len(tokens), unit="doc", disable=not progress):
-        clean = (record.final @ model.W_U + model.b_U).log_softmax(-1)
-        x = model.blocks[layer].ln1(record.resid[layer][None])[0]
-        key = x @ model.W_K[layer, index] + model.b_K[layer, index]
-        u = torch.nn.functional.normalize(model.W_U[:, record.tokens].T, dim=-1)
-        along = x @ u.T  # how much of the query's input lies along each source's unembedding
-        score = along * ((u @ model.W_Q[layer, index]) * key).sum(-1) + key @ model.b_Q[layer, index]
-        pattern = (score / model.cfg.d_head**0.5).masked_fill(_later(score), -torch.inf).softmax(-1)
-        z, v = record.z[layer][:, index], record.v[layer][:, index]
-        values = [_next_loss(clean, record.tokens)]
-        for new in (means[head], pattern @ v):
-            change = through_final_norm(model, (new - z) @ model.W_O[head], record.scale)
-            after = (clean + change @ model.W_U).log_softmax(-1)
-            values += [_kl(clean, after), _next_loss(after, record.tokens)]
-        rows.append(torch.stack(values))
-    loss, kl, ablated, part_kl, part_loss = torch.stack(rows, 1).cpu()
-    return CSPA(loss, kl, ablated, {"qk": part_kl}, {"qk": part_loss})
-
-
-__all__ = ["CSPA", "cspa", "logit_lens", "norm_scale", "predicted_sources", "qk_projection"]

@@ -82,9 +82,16 @@ def through_final_norm(
     model: Any, change: Float[Tensor, "pos d_model"], scale: Float[Tensor, "pos 1"]
 ) -> Float[Tensor, "pos d_model"]:
     """A change of the stream's end as it appears behind the last layer norm with its scale frozen."""
+    return through_norm(model, model.ln_final, change, scale)
+
+
+def through_norm(
+    model: Any, norm: Any, change: Float[Tensor, "... d_model"], scale: Float[Tensor, "... 1"]
+) -> Float[Tensor, "... d_model"]:
+    """A change of the stream as it appears behind one of the model's norms with its scale frozen."""
     if centres(model):
         change = change - change.mean(-1, keepdim=True)
-    gain = getattr(model.ln_final, "weight", None)
+    gain = getattr(norm, "weight", None)
     return change / scale if gain is None else change / scale * gain
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechinterp.copy_suppression.recording import norm_scale, through_final_norm
+from mechinterp.copy_suppression.recording import norm_scale, refuse_rotary, through_final_norm, through_norm
 from mechinterp.heads import Head, check_heads
 from mechinterp.stats import bootstrap
 
@@ -62,14 +62,7 @@ def self_repair(
     first = min(h.layer for h in ablated)
     direction = (model.W_U[:, right] - model.W_U[:, wrong]).T
 
-    def edit(z: Tensor, hook: Any) -> Tensor:
-        z, layer = z.clone(), int(hook.name.split(".")[1])
-        for h in ablated:
-            if h.layer == layer:
-                z[:, :, h.head] = means[layer][:, :, h.head]
-        return z
-
-    hooks = [(f"blocks.{layer}.attn.hook_z", edit) for layer in sorted({h.layer for h in ablated})]
+    hooks = _mean_ablation(ablated, means)
     clean = _contributions(model, tokens, at, direction, [])
     after = _contributions(model, tokens, at, direction, hooks)
     heads, mlps = (y - x for x, y in zip(clean, after, strict=True))
@@ -146,3 +139,91 @@ def attention_after(
     hooks = [*map(freeze, range(reader.layer)), (f"blocks.{reader.layer}.attn.hook_pattern", look)]
     model.run_with_hooks(tokens, fwd_hooks=hooks, stop_at_layer=reader.layer + 1)
     return found["pattern"].cpu()
+
+
+@dataclass(frozen=True)
+class QueryChange:
+    """Change of a head's direct contribution to the logit difference when only its query sees an ablation (Figure 8).
+
+    Attributes:
+        full: the query changes as the ablation changes it. along: only by the part of that change that lies
+            along the unembedding of the right answer. away: only by the rest.
+    """
+
+    full: Float[Tensor, " prompt"]
+    along: Float[Tensor, " prompt"]
+    away: Float[Tensor, " prompt"]
+
+
+@torch.no_grad()
+def query_projection(
+    model: Any,
+    tokens: Int[Tensor, "prompt pos"],
+    at: Int[Tensor, " prompt"],
+    right: Int[Tensor, " prompt"],
+    wrong: Int[Tensor, " prompt"],
+    ablated: Sequence[Head],
+    means: Float[Tensor, "layer prompt pos head d_head"],
+    readers: Sequence[Head],
+) -> dict[Head, QueryChange]:
+    """Do later heads respond to *what* the ablated heads predicted, or to something else that they wrote?
+
+    Name movers are ablated; each reader's query at `at` then changes in one of three ways, behind its layer norm with
+    the scale frozen. Keys, values and everything else stay clean; contributions are as in `self_repair`.
+
+    Errors: `ValueError` for rotary positions, or a reader that comes before every ablated head.
+    """
+    ablated, readers = check_heads(model, ablated), check_heads(model, readers)
+    refuse_rotary(model)
+    for reader in readers:
+        if not any(h.layer < reader.layer for h in ablated):
+            raise ValueError(f"no ablated head comes before {reader}: its query cannot change")
+    rows = torch.arange(len(tokens), device=tokens.device)
+    layers = sorted({h.layer for h in readers})
+    end = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    kept = {f"blocks.{layer}.{hook}" for layer in layers for hook in ("hook_resid_pre", "attn.hook_k", "attn.hook_v")}
+    kept |= {f"blocks.{layer}.attn.hook_{hook}" for layer in layers for hook in ("q", "z")}
+    _, clean = model.run_with_cache(tokens, names_filter=lambda name: name == end or name in kept)
+    streams: dict[int, Tensor] = {}
+
+    def look(x: Tensor, hook: Any) -> None:
+        streams[int(hook.name.split(".")[1])] = x[rows, at]
+
+    looks = [(f"blocks.{layer}.hook_resid_pre", look) for layer in layers]
+    model.run_with_hooks(tokens, fwd_hooks=[*_mean_ablation(ablated, means), *looks])
+    direction = (model.W_U[:, right] - model.W_U[:, wrong]).T
+    answer = torch.nn.functional.normalize(model.W_U[:, right].T, dim=-1)
+    scale = norm_scale(model, clean[end][rows, at])
+    later = torch.arange(tokens.shape[1], device=tokens.device) > at[:, None]
+    found = {}
+    for reader in readers:
+        layer, index = reader
+        part = {hook: clean[f"blocks.{layer}.attn.hook_{hook}"] for hook in "qkvz"}
+        group = part["q"].shape[2] // part["k"].shape[2]
+        query, key, value = part["q"][rows, at, index], part["k"][:, :, index // group], part["v"][:, :, index // group]
+        before = clean[f"blocks.{layer}.hook_resid_pre"][rows, at]
+        change = through_norm(model, model.blocks[layer].ln1, streams[layer] - before, norm_scale(model, before))
+        along = (change * answer).sum(-1, keepdim=True) * answer
+        values = []
+        for part_of_it in (change, along, change - along):
+            score = torch.einsum("pe,pke->pk", query + part_of_it @ model.W_Q[layer, index], key)
+            pattern = (score / model.cfg.d_head**0.5).masked_fill(later, -torch.inf).softmax(-1)
+            new = torch.einsum("pk,pke->pe", pattern, value) - part["z"][rows, at, index]
+            values.append((through_final_norm(model, new @ model.W_O[reader], scale) * direction).sum(-1).cpu())
+        found[reader] = QueryChange(*values)
+    return found
+
+
+def _mean_ablation(
+    heads: Sequence[Head], means: Float[Tensor, "layer prompt pos head d_head"]
+) -> list[tuple[str, Callable[..., Tensor]]]:
+    """Hooks that give some heads the z of `means`."""
+
+    def edit(z: Tensor, hook: Any) -> Tensor:
+        z, layer = z.clone(), int(hook.name.split(".")[1])
+        for h in heads:
+            if h.layer == layer:
+                z[:, :, h.head] = means[layer][:, :, h.head]
+        return z
+
+    return [(f"blocks.{layer}.attn.hook_z", edit) for layer in sorted({h.layer for h in heads})]

@@ -1,0 +1,137 @@
+"""Is a head's attention explained by what the stream predicts? (McDougall et al., Appendix N)
+
+The attention score of a source s is computed anew from only a part of the query's input: its projection on the
+unembedding of the token at s, or on the span of the unembeddings of tokens that mean the same. The
+improved version then corrects the scores of each token by a scale and a bias of its own, fitted on other text.
+The new pattern moves the head's own values.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechinterp.copy_suppression.cspa import CSPA, directions, later, next_loss, token_kl
+from mechinterp.copy_suppression.recording import (
+    Record,
+    check_text,
+    head_means,
+    records,
+    refuse_rotary,
+    through_final_norm,
+)
+from mechinterp.heads import Head, check_heads
+
+
+@dataclass(frozen=True)
+class ScoreFit:
+    """By token of the vocabulary: true score ≈ scale · projected score + bias."""
+
+    scale: Float[Tensor, " token"]
+    bias: Float[Tensor, " token"]
+
+
+def _scores(
+    model: Any, record: Record, head: Head, similar: Tensor | None
+) -> tuple[Float[Tensor, "query key"], Float[Tensor, "query key"]]:
+    """Attention scores before the softmax: the head's own, and those from the query's projections."""
+    layer, index = head
+    x = model.blocks[layer].ln1(record.resid[layer][None])[0]
+    key = x @ model.W_K[layer, index] + model.b_K[layer, index]
+    basis = directions(model, record.tokens, similar)
+    along = torch.einsum("qd,skd->qsk", x, basis)
+    reads = torch.einsum("skd,de,se->sk", basis, model.W_Q[layer, index], key)
+    root = model.cfg.d_head**0.5
+    fixed = key @ model.b_Q[layer, index]
+    query = x @ model.W_Q[layer, index]
+    return (query @ key.T + fixed) / root, (torch.einsum("qsk,sk->qs", along, reads) + fixed) / root
+
+
+@torch.no_grad()
+def fit_scores(
+    model: Any,
+    tokens: Int[Tensor, "doc pos"],
+    head: Head,
+    *,
+    similar: Int[Tensor, "token k"] | None = None,
+    prior: float = 100.0,
+) -> ScoreFit:
+    """A scale and a bias for every token as a source, by ridge regression towards those of all tokens together.
+
+    Args:
+        tokens: text to fit on; keep it apart from the text that is then explained.
+        similar: as for `cspa`. prior: with how many (destination, source) pairs the common fit counts, so that
+            a token that is rare keeps it.
+
+    Errors: `ValueError` for rotary positions, or a text of less than two tokens.
+    """
+    [head] = check_heads(model, [head])
+    refuse_rotary(model)
+    check_text(model, tokens)
+    n_tokens = model.W_U.shape[1]
+    # By token: the number of pairs, and the sums of x, y, x², xy.
+    sums = torch.zeros(n_tokens, 5, dtype=torch.float64, device=model.W_U.device)
+    for record in records(model, tokens, [head.layer]):
+        true, projected = (s.double() for s in _scores(model, record, head, similar))
+        seen = ~later(true)
+        columns = [seen.double(), projected, true, projected**2, projected * true]
+        sums.index_add_(0, record.tokens, torch.stack([(c * seen).sum(0) for c in columns], -1))
+    n, x, y, xx, xy = sums.unbind(-1)
+    mean_x, mean_y = x.sum() / n.sum(), y.sum() / n.sum()
+    variance = xx.sum() / n.sum() - mean_x**2
+    common = (xy.sum() / n.sum() - mean_x * mean_y) / variance.clamp(min=1e-12)
+    # What is left behind the common fit, x centred: residual r = y − mean_y − common · (x − mean_x).
+    cx = x - n * mean_x
+    cxx = xx - 2 * mean_x * x + n * mean_x**2 + prior * variance
+    r = y - n * mean_y - common * cx
+    xr = (xy - mean_x * y) - mean_y * cx - common * (cxx - prior * variance)
+    count = n + prior
+    determinant = (cxx * count - cx**2).clamp(min=1e-12)
+    slope = common + (count * xr - cx * r) / determinant
+    shift = mean_y + (cxx * r - cx * xr) / determinant - slope * mean_x
+    return ScoreFit(slope.to(model.W_U.dtype), shift.to(model.W_U.dtype))
+
+
+@torch.no_grad()
+def qk_projection(
+    model: Any,
+    tokens: Int[Tensor, "doc pos"],
+    head: Head,
+    *,
+    means: Any = None,
+    similar: Int[Tensor, "token k"] | None = None,
+    fit: ScoreFit | None = None,
+    progress: bool = True,
+) -> CSPA:
+    """Effect explained if attention came from the query's projections; the result has one part, `qk`.
+
+    Args:
+        means: as for `cspa`. similar: project on the span of these tokens' unembeddings.
+        fit: correct the scores by token (`fit_scores` on other text); with `similar` the improved version.
+
+    Memory: pos² · k floats. Errors: `ValueError` for rotary positions, or a text of less than two tokens.
+    """
+    from tqdm.auto import tqdm
+
+    [head] = check_heads(model, [head])
+    refuse_rotary(model)
+    means = head_means(model, tokens, [head]) if means is None else means
+    rows = []
+    layer, index = head
+    for record in tqdm(records(model, tokens, [layer]), total=len(tokens), unit="doc", disable=not progress):
+        clean = (record.final @ model.W_U + model.b_U).log_softmax(-1)
+        _, score = _scores(model, record, head, similar)
+        if fit is not None:
+            score = fit.scale[record.tokens] * score + fit.bias[record.tokens]
+        pattern = score.masked_fill(later(score), -torch.inf).softmax(-1)
+        z, v = record.z[layer][:, index], record.v[layer][:, index]
+        values = [next_loss(clean, record.tokens)]
+        for new in (means[head], pattern @ v):
+            change = through_final_norm(model, (new - z) @ model.W_O[head], record.scale)
+            after = (clean + change @ model.W_U).log_softmax(-1)
+            values += [token_kl(clean, after), next_loss(after, record.tokens)]
+        rows.append(torch.stack(values))
+    loss, kl, ablated, part_kl, part_loss = torch.stack(rows, 1).cpu()
+    return CSPA(loss, kl, ablated, {"qk": part_kl}, {"qk": part_loss})
