@@ -8,7 +8,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaFo
 
 from mechinterp.datasets.ordinals import TASKS
 from mechinterp.heads import Head, all_heads
-from mechinterp.models import organisms, to_bridge
+from mechinterp.models import behaviours, organisms, to_bridge
 from mechinterp.successor import (
     class_of,
     classes,
@@ -120,3 +120,26 @@ def test_other_architectures(tokenizer: Any, family: str) -> None:
     e = model.W_E[ids][None]
     expected = (e + model.blocks[0].mlp(model.blocks[0].ln2(e)))[0]
     torch.testing.assert_close(representations(model, ids), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_model_card_s_score_is_the_same(lab: Any) -> None:
+    """The card's few lines and the package's batched ones are two implementations of one definition."""
+    ours = successor_scores(lab)
+    for name, task in TASKS.items():
+        torch.testing.assert_close(ours.score(name), behaviours.successor_scores(lab, task).cpu())
+
+
+def test_other_ways_to_write_a_word(lab: Any) -> None:
+    """Forms change the words and not their order; a form that the tokenizer lacks is refused or left out."""
+    numbers = TASKS["numbers"]
+    assert numbers.written("upper").words == numbers.words
+    upper = {name: task.written("upper") for name, task in TASKS.items()}
+    found, missing = classes(lab.tokenizer, upper)
+    assert "letters" in {c.task for c in found}
+    assert "number words" in missing
+    for words in found:
+        assert [lab.tokenizer.decode([int(i)]) for i in words.ids] == [" " + w for w in words.words]
+    bare = class_of(lab.tokenizer, numbers, space=False)
+    assert lab.tokenizer.decode([int(bare.ids[0])]) == bare.words[0]
+    with pytest.raises(ValueError, match="single tokens"):
+        class_of(lab.tokenizer, upper["number words"])

@@ -280,17 +280,16 @@ def make(
     )
 
 
-def single_token(tokenizer: PreTrainedTokenizerBase, word: str) -> int:
-    """The id of `word` with a leading space; `ValueError` if it is not one token."""
-    ids = tokenizer.encode(" " + word, add_special_tokens=False)
+def single_token(tokenizer: PreTrainedTokenizerBase, word: str, *, space: bool = True) -> int:
+    """The id of `word`, with a leading space or without; `ValueError` if it is not one token."""
+    text = " " + word if space else word
+    ids = tokenizer.encode(text, add_special_tokens=False)
     if len(ids) != 1:
         pieces = tokenizer.convert_ids_to_tokens(ids)
-        raise ValueError(
-            f"{' ' + word!r} is {len(ids)} tokens for this tokenizer, {pieces}; use words that are one token"
-        )
+        raise ValueError(f"{text!r} is {len(ids)} tokens for this tokenizer, {pieces}; use words that are one token")
     # A byte-level tokenizer names its end of text as the unknown token and never uses it as one.
     if ids[0] == tokenizer.unk_token_id and str(tokenizer.decode(ids)).strip() != word:
-        raise ValueError(f"{' ' + word!r} is unknown to this tokenizer; use words that it has")
+        raise ValueError(f"{text!r} is unknown to this tokenizer; use words that it has")
     return int(ids[0])
 
 

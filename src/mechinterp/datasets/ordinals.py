@@ -1,6 +1,7 @@
 """Ordinal sequences: the eight succession tasks of Gould et al. (arXiv:2312.09230) and held-out Roman numerals."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 NUMBER_WORDS = (
     "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
@@ -10,6 +11,9 @@ ORDINAL_WORDS = "first second third fourth fifth sixth seventh eighth ninth tent
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
 MONTHS = "January February March April May June July August September October November December"
 ROMAN = "I II III IV V VI VII VIII IX X XI XII XIII XIV XV XVI XVII XVIII XIX XX"
+
+
+Form = Literal["capitalised", "upper", "lower"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,15 @@ class Task:
         if i < len(self.words):
             return self.words[i]
         return self.words[0] if self.cyclic else None
+
+    def written(self, form: Form) -> "Task":
+        """The same succession with every word capitalised, or in upper or lower case.
+
+        >>> TASKS["days"].written("upper").words[0]
+        'MONDAY'
+        """
+        change = {"capitalised": str.capitalize, "upper": str.upper, "lower": str.lower}[form]
+        return replace(self, words=tuple(map(change, self.words)))
 
     def pairs(self) -> list[tuple[str, str]]:
         """Every (word, successor), the wrap-around included for cyclic classes."""

@@ -1,7 +1,7 @@
 """Successor heads: the methods of Gould et al. (arXiv:2312.09230)."""
 
 from mechinterp.successor.arithmetic import Grid, arithmetic_grid, neuron_ablation
-from mechinterp.successor.decomposition import Decomposition, decompose
+from mechinterp.successor.decomposition import Decomposition, Projections, decompose, train_projections
 from mechinterp.successor.features import (
     Dictionaries,
     Probe,
@@ -40,6 +40,7 @@ __all__ = [
     "Dictionaries",
     "Grid",
     "Probe",
+    "Projections",
     "Shares",
     "SuccessorScores",
     "Winning",
@@ -62,5 +63,6 @@ __all__ = [
     "table",
     "total_effects",
     "train_dictionaries",
+    "train_projections",
     "winning_cases",
 ]

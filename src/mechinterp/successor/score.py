@@ -41,15 +41,15 @@ class Class:
     target: Int[Tensor, " pair"]
 
 
-def class_of(tokenizer: PreTrainedTokenizerBase, task: Task) -> Class:
-    """The single-token part of a task, words with a leading space.
+def class_of(tokenizer: PreTrainedTokenizerBase, task: Task, *, space: bool = True) -> Class:
+    """The single-token part of a task, words with a leading space or without.
 
     Errors: `ValueError` if fewer than three words are single tokens.
     """
     kept: dict[str, int] = {}
     for word in task.words:
         try:
-            kept[word] = single_token(tokenizer, word)
+            kept[word] = single_token(tokenizer, word, space=space)
         except ValueError:
             continue
     if len(kept) < 3:
@@ -64,12 +64,14 @@ def class_of(tokenizer: PreTrainedTokenizerBase, task: Task) -> Class:
     return Class(task.name, tuple(kept), torch.tensor(list(kept.values())), place, source, target)
 
 
-def classes(tokenizer: PreTrainedTokenizerBase, tasks: Mapping[str, Task] = TASKS) -> tuple[list[Class], list[str]]:
+def classes(
+    tokenizer: PreTrainedTokenizerBase, tasks: Mapping[str, Task] = TASKS, *, space: bool = True
+) -> tuple[list[Class], list[str]]:
     """The classes of all tasks, and the names of the tasks that this tokenizer does not have."""
     found, missing = [], []
     for task in tasks.values():
         try:
-            found.append(class_of(tokenizer, task))
+            found.append(class_of(tokenizer, task, space=space))
         except ValueError:
             missing.append(task.name)
     return found, missing
@@ -159,18 +161,25 @@ def value_output(model: Any, head: Head) -> tuple[Float[Tensor, "d_model d_head"
 
 
 def successor_scores(
-    model: Any, tasks: Mapping[str, Task] = TASKS, *, embedding: bool = True, skip_missing: bool = False
+    model: Any,
+    tasks: Mapping[str, Task] = TASKS,
+    *,
+    embedding: bool = True,
+    space: bool = True,
+    skip_missing: bool = False,
 ) -> SuccessorScores:
     """The successor score of every head for every task, from weights alone.
 
     Args:
-        embedding: see `representations`.
+        embedding: see `representations`. space: words with a leading space.
         skip_missing: leave out tasks that the tokenizer lacks instead of refusing.
 
     Errors: `ValueError` for a task with fewer than three single-token words, or if no task is left.
     """
     chosen = (
-        classes(model.tokenizer, tasks)[0] if skip_missing else [class_of(model.tokenizer, t) for t in tasks.values()]
+        classes(model.tokenizer, tasks, space=space)[0]
+        if skip_missing
+        else [class_of(model.tokenizer, t, space=space) for t in tasks.values()]
     )
     if not chosen:
         raise ValueError(f"this tokenizer has none of the tasks {', '.join(tasks)} as single tokens")
