@@ -1,6 +1,7 @@
 """Rank tests and the successor sweep against the obvious way, which forms every matrix.
 
     python benchmarks/weights_tests.py [--vocabulary 20000] [--shape gpt2 lab]
+    python benchmarks/weights_tests.py --whole      # the limits of the book, at the whole of GPT-2's shape
 
 - ov, qk: rank of the diagonal of the OV and QK matrix of one head over the whole vocabulary. Obvious: form the
   d_model x d_model circuit, then the vocabulary x vocabulary matrix, then sort every row.
@@ -8,7 +9,9 @@
 
 Each is a process of its own, so that memory can be compared: the peak of the resident set, less what the loaded model
 holds. The obvious way needs vocabulary² · 4 bytes, so it is timed on the first `--vocabulary` tokens, ours on the same.
-Exit status 1 if the ranks or scores differ.
+Exit status 1 if the ranks or scores differ. `--whole`: both rank tests of one head over 50 257 tokens, and CSPA of one
+head on 20 documents of 512 tokens, with the peak of the whole process; exit status 1 if CSPA takes more than three
+minutes or six gigabytes.
 """
 
 import argparse
@@ -85,13 +88,45 @@ def run(task: str, way: str, shape: str, vocabulary: int) -> dict[str, Any]:
     return {"seconds": seconds, "peak": peak / 1024, "answer": answer}
 
 
+def whole(task: str) -> dict[str, float]:
+    """Seconds, and the peak of the process in MiB, at GPT-2 small's shape with the whole vocabulary."""
+    import torch
+
+    from mechinterp import Head
+    from mechinterp import copy_suppression as cs
+
+    model, head = load("gpt2", 50_257), Head(10, 7)
+    tokens = torch.randint(0, 50_257, (20, 512), generator=torch.Generator().manual_seed(0))
+    started = time.perf_counter()
+    if task == "ranks":
+        cs.ov_ranks(model, head)
+        cs.qk_ranks(model, head)
+    else:
+        cs.cspa(model, tokens, [head], progress=False)
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
 def main() -> int:
     """All tasks, both ways, and a table of ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocabulary", type=int, default=20_000)
     parser.add_argument("--shape", nargs="+", choices=["gpt2", "lab"], default=["lab", "gpt2"])
     parser.add_argument("--one", nargs=3, metavar=("TASK", "WAY", "SHAPE"), help=argparse.SUPPRESS)
+    parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--part", choices=["ranks", "cspa"], help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.part:
+        print("RESULT" + json.dumps(whole(args.part)))
+        return 0
+    if args.whole:
+        print("| one head at GPT-2's shape, 50 257 tokens | seconds | peak of the process, MiB |\n|---|---|---|")
+        for task, name in (("ranks", "OV and QK rank tests"), ("cspa", "CSPA on 20 × 512 tokens")):
+            command = [sys.executable, __file__, "--part", task]
+            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            found = json.loads(printed.rsplit("RESULT", 1)[1])
+            print(f"| {name} | {found['seconds']:.1f} | {found['peak']:.0f} |", flush=True)
+        return int(found["seconds"] > 180 or found["peak"] > 6 * 1024)
     if args.one:
         task, way, shape = args.one
         print("RESULT" + json.dumps(run(task, way, shape, args.vocabulary)))

@@ -24,7 +24,7 @@ def qk_circuit(model: Any, head: Head) -> FactoredMatrix:
 
 @torch.no_grad()
 def effective_embedding(
-    model: Any, tokens: Int[Tensor, " token"] | None = None, *, embedding: bool = True, block: int = 4096
+    model: Any, tokens: Int[Tensor, " token"] | None = None, *, embedding: bool = True, block: int = 1024
 ) -> Float[Tensor, "token d_model"]:
     """W_E + MLP0(LN2(W_E)): what a token is after block 0 when attention and positions are left out.
 
