@@ -3,6 +3,7 @@
 from difflib import get_close_matches
 
 from mechinterp.claims.copy_suppression import COPY_SUPPRESSION
+from mechinterp.claims.grokking_efficiency import GROKKING_EFFICIENCY
 from mechinterp.claims.ioi import IOI
 from mechinterp.claims.statement import Claim
 from mechinterp.claims.successor_heads import SUCCESSOR_HEADS
@@ -11,6 +12,7 @@ CLAIMS: dict[str, dict[str, Claim]] = {
     "ioi": {entry.id: entry for entry in IOI},
     "copy_suppression": {entry.id: entry for entry in COPY_SUPPRESSION},
     "successor_heads": {entry.id: entry for entry in SUCCESSOR_HEADS},
+    "grokking_efficiency": {entry.id: entry for entry in GROKKING_EFFICIENCY},
 }
 
 

@@ -15,6 +15,7 @@ TITLES = {
     "ioi": "The IOI circuit (Wang et al., 2022)",
     "copy_suppression": "Copy suppression (McDougall et al., 2023)",
     "successor_heads": "Successor heads (Gould et al., 2023)",
+    "grokking_efficiency": "Grokking as circuit efficiency (Varma et al., 2023)",
 }
 HEADER = ("claim", "statement", "paper", "paper-scale run", "lab run", "verdict")
 

@@ -11,7 +11,7 @@ class Claim:
     """One quantitative claim of a paper, with what is expected of a run before it is made.
 
     Attributes:
-        id: `IOI-15`; ids with a W are tested by composing weights alone.
+        id: `IOI-15`; ids with a W are tests of the book's own.
         statement: the claim in one clause.
         paper_value: the paper's own value, as text.
         where: section or figure of the paper.

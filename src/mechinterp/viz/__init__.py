@@ -10,6 +10,7 @@ from mechinterp.viz.plots import (
     curves,
     head_map,
     histogram,
+    moving_points,
     scatter,
     wiring_graph,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "curves",
     "head_map",
     "histogram",
+    "moving_points",
     "scatter",
     "token_explorer",
     "wiring_graph",

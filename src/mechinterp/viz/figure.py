@@ -59,6 +59,7 @@ class Figure:
             full_html=False,
             include_plotlyjs=plotlyjs,
             include_mathjax=False,
+            auto_play=False,
             config={"responsive": True, "displaylogo": False, "displayModeBar": "hover"},
         )
         return with_caption(f"<strong>{escape(title)}</strong>{body}", self.caption)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechinterp.heads import Head
-from mechinterp.viz.figure import INK, PALETTE, Figure, finish
+from mechinterp.viz.figure import GRID, INK, PALETTE, Figure, finish
 
 # Low is red, high is blue, nothing is transparent, so that zero is the page itself in either theme.
 DIVERGING = [[0, "rgb(178,24,43)"], [0.5, "rgba(150,150,150,0.06)"], [1, "rgb(33,102,172)"]]
@@ -156,15 +156,88 @@ def bars(
 
 
 def curves(
-    series: Mapping[str, tuple[Any, Any]], *, x: str, y: str, title: str, caption: str, log_x: bool = False
+    series: Mapping[str, tuple[Any, Any]],
+    *,
+    x: str,
+    y: str,
+    title: str,
+    caption: str,
+    log_x: bool = False,
+    log_y: bool = False,
+    bands: Mapping[str, tuple[Any, Any]] | None = None,
+    marks: Mapping[str, float] | None = None,
 ) -> Figure:
-    """Lines of one or more series."""
+    """Lines of one or more series.
+
+    Args:
+        bands: lower and upper edge of an interval around some of the series, drawn in their colour.
+        marks: vertical lines, with their names.
+    """
     plot = go.Figure()
-    for name, (xs, ys) in series.items():
-        plot.add_scatter(x=_array(xs), y=_array(ys), mode="lines", name=name)
+    for i, (name, (xs, ys)) in enumerate(series.items()):
+        colour = PALETTE[i % len(PALETTE)]
+        if bands and name in bands:
+            low, high = map(_array, bands[name])
+            edge = {"x": np.concatenate([_array(xs), _array(xs)[::-1]]), "y": np.concatenate([high, low[::-1]])}
+            plot.add_scatter(
+                **edge, fill="toself", mode="none", fillcolor=colour, opacity=0.2, showlegend=False, hoverinfo="skip"
+            )
+        few = len(_array(xs)) <= 20
+        plot.add_scatter(
+            x=_array(xs), y=_array(ys), mode="lines+markers" if few else "lines", name=name, line={"color": colour}
+        )
+    for name, where in (marks or {}).items():
+        plot.add_vline(x=where, line={"color": INK, "dash": "dot"}, annotation={"text": name, "font": {"color": INK}})
     plot.update_xaxes(title=x, type="log" if log_x else "linear")
-    plot.update_yaxes(title=y)
+    plot.update_yaxes(title=y, type="log" if log_y else "linear")
     return finish(plot, title, caption, height=360)
+
+
+def moving_points(
+    frames: Mapping[str, Float[Tensor, "point two"]], names: Sequence[str], *, title: str, caption: str
+) -> Figure:
+    """Points in a plane, one position for every frame, joined in order; a slider and a button play the frames."""
+    keys = list(frames)
+    reach = 1.1 * max(float(np.abs(_array(xy)).max()) for xy in frames.values())
+
+    def trace(key: str) -> go.Scatter:
+        xy = _array(frames[key])
+        return go.Scatter(
+            x=xy[:, 0],
+            y=xy[:, 1],
+            text=list(names),
+            mode="markers+lines",
+            marker={"size": 9, "color": np.arange(len(xy)), "colorscale": "Twilight", "showscale": False},
+            line={"color": GRID, "width": 1},
+            hovertemplate="%{text}<extra></extra>",
+        )
+
+    plot = go.Figure(trace(keys[-1]), frames=[go.Frame(data=[trace(key)], name=key) for key in keys])
+    step = {"frame": {"duration": 250, "redraw": False}, "transition": {"duration": 150}, "mode": "immediate"}
+    plot.update_layout(
+        showlegend=False,
+        updatemenus=[
+            {
+                "type": "buttons",
+                "x": 0,
+                "xanchor": "left",
+                "y": 1.02,
+                "yanchor": "bottom",
+                "buttons": [{"label": "Play", "method": "animate", "args": [keys, step | {"fromcurrent": False}]}],
+            }
+        ],
+        sliders=[
+            {
+                "active": len(keys) - 1,
+                "pad": {"t": 30},
+                "currentvalue": {"prefix": "epoch "},
+                "steps": [{"label": key, "method": "animate", "args": [[key], step]} for key in keys],
+            }
+        ],
+    )
+    plot.update_xaxes(range=[-reach, reach], visible=False)
+    plot.update_yaxes(range=[-reach, reach], visible=False, scaleanchor="x")
+    return finish(plot, title, caption, height=480)
 
 
 def circuit_graph(

@@ -1,0 +1,305 @@
+"""The chapter's long runs, by name, at both scales: one resumable command each, results in the package.
+
+`python -m mechinterp.grokking.sweeps lab --out FOLDER --export` trains every sweep of a scale; kill it and start it
+again at any moment. `--export` writes what the chapter reads: for each run its settings, its thinned curves and what
+its final weights are made of. Setting MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ to 4294967296 makes it a third
+faster on Linux.
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechinterp.files import atomic_write
+from mechinterp.grokking.efficiency import scaling_exponent
+from mechinterp.grokking.fourier import all_logits, excluded_loss, neuron_frequencies, restricted_loss, trig_share
+from mechinterp.grokking.model import Shape
+from mechinterp.grokking.training import METRICS, Config, Run, Trained, train
+
+ScaleName = str
+RESULTS = Path(__file__).with_name("measured")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of all sweeps at one scale. Sizes count training pairs; epochs are full-batch steps."""
+
+    shape: Shape
+    size: int
+    decay: float
+    decays: tuple[float, ...]
+    seeds: tuple[int, ...]
+    main_epochs: int
+    grokked_size: int
+    grokked_epochs: int
+    smaller: tuple[int, ...]
+    ungrokking_epochs: int
+    random_sizes: tuple[int, ...]
+    random_decays: tuple[float, ...]
+    random_epochs: int
+    semi_sizes: tuple[int, ...]
+    semi_decay: float
+    semi_epochs: int
+    noise: tuple[float, ...] = (0.1, 0.25)
+
+
+PLANS = {
+    "lab": Plan(
+        shape=Shape(p=53, d_model=64, n_heads=4, d_mlp=256),
+        size=1124,
+        decay=3.0,
+        decays=(2.0, 3.0, 5.0),
+        seeds=(0, 1, 2),
+        main_epochs=10000,
+        grokked_size=1404,
+        grokked_epochs=3000,
+        smaller=(150, 210, 300, 420, 590, 830, 1160, 1800),
+        ungrokking_epochs=4000,
+        random_sizes=(150, 300, 600, 1100, 1800),
+        random_decays=(1.0, 2.0, 4.0),
+        random_epochs=4000,
+        semi_sizes=(650, 750, 850, 950),
+        semi_decay=5.0,
+        semi_epochs=16000,
+    ),
+    "paper": Plan(
+        shape=Shape(),
+        size=3830,
+        decay=1.0,
+        decays=(0.5, 1.0, 2.0),
+        seeds=(0, 1, 2),
+        main_epochs=20000,
+        grokked_size=6384,
+        grokked_epochs=3000,
+        smaller=(390, 488, 610, 764, 955, 1194, 1494, 2400),
+        ungrokking_epochs=5000,
+        random_sizes=(600, 1000, 1600, 2600),
+        random_decays=(0.5, 1.0, 2.0),
+        random_epochs=5000,
+        semi_sizes=(1500, 1800, 2100),
+        semi_decay=2.0,
+        semi_epochs=50000,
+    ),
+}
+SWEEPS = ("mainline", "grokked", "ungrokking", "memorising", "semigrokking", "noise")
+
+
+def sweep(name: str, scale: ScaleName) -> tuple[list[Run], Config]:
+    """Runs and configuration of a named sweep.
+
+    Errors: `ValueError` for an unknown name or scale.
+
+    >>> runs, config = sweep("mainline", "paper")
+    >>> runs[0].size, config.shape.p
+    (3830, 113)
+    """
+    if scale not in PLANS or name not in SWEEPS:
+        raise ValueError(f"no sweep {name!r} at scale {scale!r}; sweeps {', '.join(SWEEPS)}, scales lab, paper")
+    plan = PLANS[scale]
+    by_decay = [(seed, decay) for decay in plan.decays for seed in plan.seeds]
+    match name:
+        case "mainline":
+            runs = [Run(plan.size, seed, plan.decay) for seed in plan.seeds]
+            config = Config(plan.main_epochs, plan.shape, stop_accuracy=0.99, stop_after=plan.main_epochs // 8)
+        case "grokked":
+            runs = [Run(plan.grokked_size, seed, decay) for seed, decay in by_decay]
+            config = Config(plan.grokked_epochs, plan.shape)
+        case "ungrokking":
+            runs = [Run(size, seed, decay) for seed, decay in by_decay for size in plan.smaller]
+            config = Config(plan.ungrokking_epochs, plan.shape)
+        case "memorising":
+            runs = [
+                Run(size, seed, decay, random_labels=1.0)
+                for size in plan.random_sizes
+                for decay in plan.random_decays
+                for seed in plan.seeds[:2]
+            ]
+            config = Config(plan.random_epochs, plan.shape)
+        case "semigrokking":
+            runs = [Run(size, seed, plan.semi_decay) for size in plan.semi_sizes for seed in plan.seeds]
+            config = Config(plan.semi_epochs, plan.shape, every=200)
+        case _:
+            runs = [
+                Run(size, seed, plan.decay, random_labels=fraction)
+                for fraction in plan.noise
+                for seed in plan.seeds
+                for size in plan.smaller
+            ]
+            config = Config(plan.ungrokking_epochs, plan.shape)
+    return runs, config
+
+
+def run_sweep(name: str, scale: ScaleName, folder: Path, *, device: str = "cpu") -> Trained:
+    """Train a named sweep, or go on with it, in `folder/scale/name`.
+
+    "ungrokking" and "noise" go on from the networks of "grokked" with the same seed and weight decay,
+    their Adam moments included; that sweep is trained first where it is missing.
+    """
+    runs, config = sweep(name, scale)
+    start = None
+    if name in ("ungrokking", "noise"):
+        grokked = run_sweep("grokked", scale, folder, device=device)
+        rows = {(run.seed, run.weight_decay): i for i, run in enumerate(grokked.runs)}
+        start = grokked.state.rows([rows[run.seed, run.weight_decay] for run in runs])
+    return train(runs, config, start=start, folder=folder / scale / name, device=device)
+
+
+def _first(epochs: Tensor, values: Tensor, threshold: float) -> int | None:
+    hit = (values >= threshold).nonzero()[:, 0]
+    return int(epochs[hit[0]]) if len(hit) else None
+
+
+def _rounded(values: Tensor) -> list[float | None]:
+    return [None if x != x else float(f"{x:.4g}") for x in values.tolist()]
+
+
+def _fourier(flat: Tensor, shape: Shape) -> dict[str, Any]:
+    table, neurons = all_logits(flat, shape), neuron_frequencies(flat, shape)
+    key = neurons.key()
+    return {
+        "trig_share": round(trig_share(table), 4),
+        "key": key,
+        "clustered": round(neurons.clustered(), 4),
+        "restricted": float(f"{restricted_loss(table, key):.4g}"),
+        "excluded": float(f"{excluded_loss(table, key):.4g}"),
+    }
+
+
+def summary(trained: Trained, config: Config, *, points: int = 40) -> dict[str, Any]:
+    """A sweep as it stands in the package: settings, thinned curves, and what the final weights are made of.
+
+    `trig_share`, `key` (frequencies), `clustered` (share of neurons), `restricted` and `excluded` (losses on all
+    pairs) are those of `fourier`; `kappa` is the logit-scaling exponent, None where there is none; `fit` and `grok`
+    are the first evaluated epochs with 99 % train and test accuracy, or None.
+    """
+    every = max(1, -(-len(trained.epochs) // points))
+    last = len(trained.epochs) - 1
+    shown = sorted({*range(0, last + 1, every), last})
+    runs = []
+    for i, run in enumerate(trained.runs):
+        column = {name: values[:, i] for name, values in trained.history.items()}
+        flat = trained.state.weights[i]
+        try:
+            kappa = round(scaling_exponent(flat, config.shape, run), 3)
+        except ValueError:
+            kappa = None
+        runs.append(
+            asdict(run)
+            | {name: _rounded(trained.final(name)[i : i + 1])[0] for name in METRICS}
+            | {
+                **_fourier(flat, config.shape),
+                "kappa": kappa,
+                "fit": _first(trained.epochs, column["train_accuracy"], 0.99),
+                "grok": _first(trained.epochs, column["test_accuracy"], 0.99),
+                "diverged": trained.diverged[i],
+                "curve": {n: _rounded(column[n][shown]) for n in ("train_accuracy", "test_accuracy", "test_loss")},
+            }
+        )
+    return {"config": asdict(config), "epochs": trained.epochs[shown].tolist(), "runs": runs}
+
+
+def export(scale: ScaleName, folder: Path, names: Sequence[str], *, device: str = "cpu") -> Path:
+    """Summarise finished sweeps of `folder` into the package's file of a scale; other sweeps in it stay."""
+    path = RESULTS / f"{scale}.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    for name in names:
+        _, config = sweep(name, scale)
+        found[name] = summary(run_sweep(name, scale, folder, device=device), config)
+    ordered = {name: found[name] for name in SWEEPS if name in found}
+    path.parent.mkdir(exist_ok=True)
+    # One run a line, so that a change of one run is one line.
+    text = json.dumps(ordered, separators=(",", ":")).replace('{"size"', '\n{"size"')
+    atomic_write(path, (text + "\n").encode())
+    return path
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A committed sweep. `runs` are dictionaries as `summary` makes them; `epochs` belong to their curves."""
+
+    config: dict[str, Any]
+    epochs: list[int]
+    runs: list[dict[str, Any]]
+
+    def table(
+        self, metric: str, *, by: str = "size", over: str = "seed", **where: Any
+    ) -> tuple[list[Any], Float[Tensor, "over by"]]:
+        """Values of `by`, and the metric with one row for each `over`, for the runs that agree with `where`.
+
+        Errors: `ValueError` if the runs do not fill the table.
+        """
+        chosen = [run for run in self.runs if all(run[k] == v for k, v in where.items())]
+        columns, rows = sorted({run[by] for run in chosen}), sorted({run[over] for run in chosen})
+        cells = {(run[over], run[by]): run[metric] for run in chosen}
+        if len(cells) != len(chosen) or len(cells) != len(columns) * len(rows):
+            raise ValueError(
+                f"{len(chosen)} runs do not fill {len(rows)} x {len(columns)} cells; choose more with where"
+            )
+        values = [[float("nan") if cells[r, c] is None else float(cells[r, c]) for c in columns] for r in rows]
+        return columns, torch.tensor(values, dtype=torch.float64)
+
+
+def measured(name: str, scale: ScaleName) -> Measured:
+    """A sweep that comes with the package, made by `python -m mechinterp.grokking.sweeps`.
+
+    Errors: `ValueError` if that sweep has not been run at that scale.
+
+    >>> measured("mainline", "lab").runs[0]["size"]
+    1124
+    """
+    sweep(name, scale)
+    path = RESULTS / f"{scale}.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if name not in found:
+        raise ValueError(
+            f"sweep {name!r} has not been run at {scale} scale: python -m mechinterp.grokking.sweeps {scale} "
+            f"--only {name} --out FOLDER --export"
+        )
+    return Measured(**found[name])
+
+
+def describe(scale: ScaleName) -> dict[str, str]:
+    """Name and hash of the measurements of a scale, in the place of a model's in a chapter's results."""
+    path = RESULTS / f"{scale}.json"
+    if not path.exists():
+        raise ValueError(f"no sweep has been run at {scale} scale")
+    shape = PLANS[scale].shape
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"name": f"trained here, p = {shape.p}, d_model = {shape.d_model}", "sha256": digest}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line: train the sweeps of a scale, resumable; `--export` writes the package's file."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("scale", choices=list(PLANS))
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints")
+    parser.add_argument("--only", nargs="+", choices=SWEEPS, default=list(SWEEPS))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all")
+    parser.add_argument(
+        "--matmul",
+        choices=["highest", "medium"],
+        default="highest",
+        help="torch.set_float32_matmul_precision: medium may round products to bfloat16 where the CPU can",
+    )
+    parser.add_argument("--export", action="store_true", help="write the summaries into the package")
+    args = parser.parse_args(arguments)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.set_float32_matmul_precision(args.matmul)
+    for name in args.only:
+        run_sweep(name, args.scale, args.out, device=args.device)
+    if args.export:
+        print(export(args.scale, args.out, args.only, device=args.device))
+
+
+if __name__ == "__main__":
+    main()
