@@ -95,15 +95,21 @@ def hidden(
     # Sources: the p tokens at position 0, the p tokens at position 1, and the equals sign.
     sources = torch.cat([tokens + w["W_pos"][:, :1], tokens + w["W_pos"][:, 1:2], last[:, None]], dim=1)
     scores = sources @ reader.transpose(1, 2)
-    share = (scores - scores.detach().amax(1, keepdim=True)).exp()
     values = torch.einsum("rsd,rhde->rshe", sources, w["W_V"])
-    # The softmax over three positions is a ratio of sums: numerators and denominator are looked up together.
-    table = torch.cat([(share[..., None] * values).flatten(2), share], dim=-1)
+    # One look-up a position brings scores and values together.
+    heads = scores.shape[-1]
+    rows = torch.cat([values.flatten(2), scores], dim=-1)
+    flat = rows.flatten(0, 1)
     offset = (torch.arange(runs, device=a.device) * (2 * p + 1))[:, None]
-    rows = table.flatten(0, 1)
-    total = F.embedding(a + offset, rows) + F.embedding(b + offset + p, rows) + table[:, None, -1]
-    heads = w["W_Q"].shape[1]
-    mixed = total[..., :-heads].unflatten(-1, (heads, d_head)) / total[..., -heads:, None]
+    first, second = F.embedding(a + offset, flat), F.embedding(b + offset + p, flat)
+    third = rows[:, None, -1].expand_as(first)
+    three = (first, second, third)
+    pattern = torch.stack([row[..., -heads:] for row in three]).softmax(0)
+    mixed = sum(
+        share[..., None] * row[..., :-heads].unflatten(-1, (heads, d_head))
+        for share, row in zip(pattern, three, strict=True)
+    )
+    assert isinstance(mixed, Tensor)
     mid = torch.baddbmm(last[:, None], mixed.flatten(2), w["W_O"].flatten(1, 2))
     return mid, torch.baddbmm(w["b_in"][:, None], mid, w["W_in"]).relu_()
 

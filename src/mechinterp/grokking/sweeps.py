@@ -9,6 +9,7 @@ faster on Linux.
 import argparse
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -158,18 +159,23 @@ def _first(epochs: Tensor, values: Tensor, threshold: float) -> int | None:
 
 
 def _rounded(values: Tensor) -> list[float | None]:
-    return [None if x != x else float(f"{x:.4g}") for x in values.tolist()]
+    return [_number(x) for x in values.tolist()]
+
+
+def _number(x: float) -> float | None:
+    """Four digits; None for what JSON has no number for."""
+    return float(f"{x:.4g}") if math.isfinite(x) else None
 
 
 def _fourier(flat: Tensor, shape: Shape) -> dict[str, Any]:
     table, neurons = all_logits(flat, shape), neuron_frequencies(flat, shape)
     key = neurons.key()
     return {
-        "trig_share": round(trig_share(table), 4),
+        "trig_share": _number(trig_share(table)),
         "key": key,
-        "clustered": round(neurons.clustered(), 4),
-        "restricted": float(f"{restricted_loss(table, key):.4g}"),
-        "excluded": float(f"{excluded_loss(table, key):.4g}"),
+        "clustered": _number(neurons.clustered()),
+        "restricted": _number(restricted_loss(table, key)),
+        "excluded": _number(excluded_loss(table, key)),
     }
 
 
@@ -188,7 +194,7 @@ def summary(trained: Trained, config: Config, *, points: int = 40) -> dict[str, 
         column = {name: values[:, i] for name, values in trained.history.items()}
         flat = trained.state.weights[i]
         try:
-            kappa = round(scaling_exponent(flat, config.shape, run), 3)
+            kappa = _number(scaling_exponent(flat, config.shape, run))
         except ValueError:
             kappa = None
         runs.append(

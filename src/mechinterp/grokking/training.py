@@ -366,7 +366,7 @@ class _Stack:
         state = full.rows(keep)
         self.config, self.data = config, data.rows(keep)
         # The decay of a run is its own, so it is applied here and not by the optimiser.
-        decay = torch.tensor([runs[i].weight_decay for i in alive], device=keep.device)
+        decay = torch.tensor([runs[i].weight_decay for i in alive], device=keep.device, dtype=torch.float64)
         self.decay = (config.lr * decay)[:, None]
         self.flat = state.weights.clone().requires_grad_(True)
         self.adam = torch.optim.AdamW([self.flat], lr=config.lr, betas=config.betas, weight_decay=0.0, fused=True)
@@ -383,7 +383,7 @@ class _Stack:
             loss = _CrossEntropy.apply(values, d.labels, d.share)
             loss.sum().backward()
         with torch.no_grad():
-            self.flat.mul_(1 - rate * self.decay)
+            self.flat.mul_((1 - rate * self.decay).to(self.flat.dtype))
         self.adam.param_groups[0]["lr"] = self.config.lr * rate
         self.adam.step()
         self.adam.zero_grad()

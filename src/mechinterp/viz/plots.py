@@ -166,30 +166,55 @@ def curves(
     log_y: bool = False,
     bands: Mapping[str, tuple[Any, Any]] | None = None,
     marks: Mapping[str, float] | None = None,
+    groups: Mapping[str, str] | None = None,
 ) -> Figure:
     """Lines of one or more series.
 
     Args:
         bands: lower and upper edge of an interval around some of the series, drawn in their colour.
         marks: vertical lines, with their names.
+        groups: lines of a group share a colour and a legend entry.
     """
     plot = go.Figure()
-    for i, (name, (xs, ys)) in enumerate(series.items()):
-        colour = PALETTE[i % len(PALETTE)]
+    kinds = list(dict.fromkeys((groups or {}).get(name, name) for name in series))
+    shown: set[str] = set()
+    for name, (xs, ys) in series.items():
+        kind = (groups or {}).get(name, name)
+        colour = PALETTE[kinds.index(kind) % len(PALETTE)]
         if bands and name in bands:
             low, high = map(_array, bands[name])
             edge = {"x": np.concatenate([_array(xs), _array(xs)[::-1]]), "y": np.concatenate([high, low[::-1]])}
             plot.add_scatter(
                 **edge, fill="toself", mode="none", fillcolor=colour, opacity=0.2, showlegend=False, hoverinfo="skip"
             )
-        few = len(_array(xs)) <= 20
         plot.add_scatter(
-            x=_array(xs), y=_array(ys), mode="lines+markers" if few else "lines", name=name, line={"color": colour}
+            x=_array(xs),
+            y=_array(ys),
+            mode="lines+markers" if len(_array(xs)) <= 20 else "lines",
+            name=kind,
+            legendgroup=kind,
+            showlegend=kind not in shown,
+            line={"color": colour},
         )
+        shown.add(kind)
     for name, where in (marks or {}).items():
-        plot.add_vline(x=where, line={"color": INK, "dash": "dot"}, annotation={"text": name, "font": {"color": INK}})
+        plot.add_vline(x=where, line={"color": INK, "dash": "dot"})
+        # On a logarithmic axis annotations are placed by exponent.
+        plot.add_annotation(
+            x=float(np.log10(where)) if log_x else where,
+            text=name,
+            y=1,
+            yref="paper",
+            yanchor="bottom",
+            showarrow=False,
+            font={"color": INK},
+        )
     plot.update_xaxes(title=x, type="log" if log_x else "linear")
-    plot.update_yaxes(title=y, type="log" if log_y else "linear")
+    if log_x:
+        every = np.concatenate([_array(xs) for xs, _ in series.values()])
+        ticks = [m * 10.0**e for e in range(-9, 10) for m in (1, 2, 5) if every.min() <= m * 10.0**e <= every.max()]
+        plot.update_xaxes(tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
+    plot.update_yaxes(title=y, type="log" if log_y else "linear", exponentformat="power")
     return finish(plot, title, caption, height=360)
 
 
@@ -221,14 +246,17 @@ def moving_points(
                 "type": "buttons",
                 "x": 0,
                 "xanchor": "left",
-                "y": 1.02,
-                "yanchor": "bottom",
+                "y": 0,
+                "yanchor": "top",
+                "pad": {"t": 34},
                 "buttons": [{"label": "Play", "method": "animate", "args": [keys, step | {"fromcurrent": False}]}],
             }
         ],
         sliders=[
             {
                 "active": len(keys) - 1,
+                "x": 0.12,
+                "len": 0.88,
                 "pad": {"t": 30},
                 "currentvalue": {"prefix": "epoch "},
                 "steps": [{"label": key, "method": "animate", "args": [[key], step]} for key in keys],
