@@ -129,7 +129,12 @@ def test_page(browser: Any, server: str, path: str, width: int, theme: str) -> N
 
 @pytest.mark.parametrize(
     ("chapter", "plots", "views", "claims"),
-    [("01_ioi", 8, 2, 23), ("02_copy_suppression", 7, 0, 22), ("03_successor_heads", 7, 0, 13)],
+    [
+        ("01_ioi", 8, 2, 23),
+        ("02_copy_suppression", 8, 0, 22),
+        ("03_successor_heads", 11, 0, 13),
+        ("04_grokking_efficiency", 10, 0, 13),
+    ],
 )
 def test_a_chapter_has_its_figures_links_and_no_failed_cell(
     browser: Any, server: str, chapter: str, plots: int, views: int, claims: int
@@ -159,6 +164,23 @@ def test_the_explorer_follows_the_chosen_word(browser: Any, server: str) -> None
         after = visit.page.locator(".mi-explorer dl").inner_text()
         assert "lowers" in after
         assert after != before
+        assert visit.errors == []
+    finally:
+        visit.page.close()
+
+
+def test_the_embedding_s_circle_plays(browser: Any, server: str) -> None:
+    """The slider starts at the last frame; the button plays all of them, and the points move."""
+    visit = Visit(browser, server, "chapters/04_grokking_efficiency.html")
+    try:
+        points = "document.querySelector('.slider-container').closest('.js-plotly-plot')._fullData[0].x.slice(0, 5).join()"
+        visit.page.wait_for_selector(".slider-container")
+        last = visit.page.evaluate(points)
+        button = visit.page.locator(".updatemenu-button", has_text="Play")
+        button.scroll_into_view_if_needed()
+        button.click()
+        visit.page.wait_for_timeout(700)
+        assert visit.page.evaluate(points) != last
         assert visit.errors == []
     finally:
         visit.page.close()

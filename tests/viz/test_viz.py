@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 import torch
@@ -48,6 +49,7 @@ def figures() -> Iterator[viz.Figure]:
     yield viz.bars({"1.2": 0.5, "2.0": -1.0}, {"1.2": (0.4, 0.6), "2.0": (-2, 0)}, y="y", **WORDS)
     yield viz.bars({"1.2": 0.5, "2.0": 1.0}, groups={"1.2": "first", "2.0": "second"}, y="y", **WORDS)
     yield viz.curves({"a": ([1, 2], [3, 4])}, x="x", y="y", log_x=True, **WORDS)
+    yield viz.moving_points({"0": torch.zeros(3, 2) + 1, "1": torch.ones(3, 2)}, ["a", "b", "c"], **WORDS)
     yield viz.circuit_graph(PAPER_CIRCUIT, **WORDS)
     yield viz.wiring_graph([(Head(0, 1), Head(2, 0), "q", True), (Head(1, 1), Head(2, 0), "q", False)], {}, **WORDS)
     yield viz.head_map(scores, axes=("row", "column"), **WORDS)
@@ -132,3 +134,34 @@ def test_the_explorer_is_whole_and_keeps_every_view() -> None:
     assert "src=" not in html
     with pytest.raises(ValueError, match="one view a token: 4 tokens, 1 views"):
         viz.token_explorer(TOKENS, views[:1], caption="c")
+
+
+def test_curves_have_bands_marks_and_groups() -> None:
+    x = torch.tensor([100.0, 1000.0])
+    figure = viz.curves(
+        {"a, 1": (x, x), "a, 2": (x, 2 * x), "b": (x, 3 * x)},
+        bands={"b": (2 * x, 4 * x)},
+        marks={"here": 300.0},
+        groups={"a, 1": "a", "a, 2": "a"},
+        x="x",
+        y="y",
+        title="t",
+        caption="c",
+        log_x=True,
+    )
+    lines = [t for t in figure.plot.data if t.fill is None]
+    assert [(t.name, t.showlegend) for t in lines] == [("a", True), ("a", False), ("b", True)]
+    assert lines[0].line.color == lines[1].line.color != lines[2].line.color
+    [note] = figure.plot.layout.annotations
+    assert abs(10**note.x - 300) < 1e-6, "annotations of a logarithmic axis are placed by exponent"
+    assert list(figure.plot.layout.xaxis.ticktext) == ["100", "200", "500", "1000"]
+
+
+def test_moving_points_have_a_frame_for_every_position() -> None:
+    frames = {str(i): torch.randn(5, 2) for i in range(3)}
+    figure = viz.moving_points(frames, list("abcde"), title="t", caption="c")
+    assert [f.name for f in figure.plot.frames] == ["0", "1", "2"]
+    np.testing.assert_allclose(figure.plot.data[0].x, frames["2"][:, 0])
+    html = figure.html()
+    assert "Plotly.addFrames" in html
+    assert "Plotly.animate" not in html, "nothing moves before the reader wants it to"
