@@ -173,7 +173,9 @@ def test_the_embedding_s_circle_plays(browser: Any, server: str) -> None:
     """The slider starts at the last frame; the button plays all of them, and the points move."""
     visit = Visit(browser, server, "chapters/04_grokking_efficiency.html")
     try:
-        points = "document.querySelector('.slider-container').closest('.js-plotly-plot')._fullData[0].x.slice(0, 5).join()"
+        points = (
+            "document.querySelector('.slider-container').closest('.js-plotly-plot')._fullData[0].x.slice(0, 5).join()"
+        )
         visit.page.wait_for_selector(".slider-container")
         last = visit.page.evaluate(points)
         button = visit.page.locator(".updatemenu-button", has_text="Play")

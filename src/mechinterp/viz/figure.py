@@ -53,7 +53,9 @@ class Figure:
         The title stands above the plot as text, which wraps on a phone.
         """
         title = self.plot.layout.title.text or ""
-        plot = go.Figure(self.plot).update_layout(title=None, margin={"t": 30 if self.plot.layout.updatemenus else 12})
+        menus = self.plot.layout.updatemenus
+        above = self.plot.layout.annotations or any((1 if menu.y is None else menu.y) >= 1 for menu in menus)
+        plot = go.Figure(self.plot).update_layout(title=None, margin={"t": 30 if above else 12})
         body = pio.to_html(
             plot,
             full_html=False,

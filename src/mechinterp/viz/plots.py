@@ -212,7 +212,9 @@ def curves(
     plot.update_xaxes(title=x, type="log" if log_x else "linear")
     if log_x:
         every = np.concatenate([_array(xs) for xs, _ in series.values()])
-        ticks = [m * 10.0**e for e in range(-9, 10) for m in (1, 2, 5) if every.min() <= m * 10.0**e <= every.max()]
+        low, high = every.min(), every.max()
+        fine = (1, 2, 5) if high < 300 * low else (1,)
+        ticks = [m * 10.0**e for e in range(-9, 10) for m in fine if low <= m * 10.0**e <= high]
         plot.update_xaxes(tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
     plot.update_yaxes(title=y, type="log" if log_y else "linear", exponentformat="power")
     return finish(plot, title, caption, height=360)
@@ -255,8 +257,8 @@ def moving_points(
         sliders=[
             {
                 "active": len(keys) - 1,
-                "x": 0.12,
-                "len": 0.88,
+                "x": 0.22,
+                "len": 0.78,
                 "pad": {"t": 30},
                 "currentvalue": {"prefix": "epoch "},
                 "steps": [{"label": key, "method": "animate", "args": [[key], step]} for key in keys],
