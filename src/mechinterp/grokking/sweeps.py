@@ -23,7 +23,7 @@ from mechinterp.files import atomic_write
 from mechinterp.grokking.efficiency import scaling_exponent
 from mechinterp.grokking.fourier import all_logits, excluded_loss, neuron_frequencies, restricted_loss, trig_share
 from mechinterp.grokking.model import Shape
-from mechinterp.grokking.training import METRICS, Config, Run, Trained, train
+from mechinterp.grokking.training import METRICS, Config, Run, Trained, join, train
 
 ScaleName = str
 RESULTS = Path(__file__).with_name("measured")
@@ -139,18 +139,24 @@ def sweep(name: str, scale: ScaleName) -> tuple[list[Run], Config]:
 
 
 def run_sweep(name: str, scale: ScaleName, folder: Path, *, device: str = "cpu") -> Trained:
-    """Train a named sweep, or go on with it, in `folder/scale/name`.
+    """Train a named sweep, or go on with it, in `folder/scale/name/seed-N`: one more seed costs one more seed.
 
     "ungrokking" and "noise" go on from the networks of "grokked" with the same seed and weight decay,
     their Adam moments included; that sweep is trained first where it is missing.
     """
     runs, config = sweep(name, scale)
-    start = None
-    if name in ("ungrokking", "noise"):
-        grokked = run_sweep("grokked", scale, folder, device=device)
-        rows = {(run.seed, run.weight_decay): i for i, run in enumerate(grokked.runs)}
-        start = grokked.state.rows([rows[run.seed, run.weight_decay] for run in runs])
-    return train(runs, config, start=start, folder=folder / scale / name, device=device)
+    grokked = run_sweep("grokked", scale, folder, device=device) if name in ("ungrokking", "noise") else None
+    groups = [[i for i, run in enumerate(runs) if run.seed == seed] for seed in sorted({run.seed for run in runs})]
+    parts = []
+    for group in groups:
+        own = [runs[i] for i in group]
+        start = None
+        if grokked is not None:
+            rows = {(run.seed, run.weight_decay): i for i, run in enumerate(grokked.runs)}
+            start = grokked.state.rows([rows[run.seed, run.weight_decay] for run in own])
+        where = folder / scale / name / f"seed-{own[0].seed}"
+        parts.append(train(own, config, start=start, folder=where, device=device))
+    return join(runs, groups, parts)
 
 
 def _first(epochs: Tensor, values: Tensor, threshold: float) -> int | None:

@@ -245,11 +245,12 @@ def train(
             )
         )
     bar.close()
-    return _join(runs, stacks, parts)
+    return join(runs, stacks, parts)
 
 
-def _join(runs: Sequence[Run], stacks: list[list[int]], parts: list[Trained]) -> Trained:
-    where = torch.tensor([i for stack in stacks for i in stack]).argsort()
+def join(runs: Sequence[Run], groups: Sequence[Sequence[int]], parts: Sequence[Trained]) -> Trained:
+    """Runs that were trained in groups, in the order of `runs`; `groups` says which of them each part holds."""
+    where = torch.tensor([i for group in groups for i in group]).argsort()
     diverged = [d for part in parts for d in part.diverged]
     epochs = max((part.epochs for part in parts), key=len)
 
