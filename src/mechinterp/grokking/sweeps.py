@@ -2,8 +2,8 @@
 
 `python -m mechinterp.grokking.sweeps lab --out FOLDER --export` trains every sweep of a scale; kill it and start it
 again at any moment. `--export` writes what the chapter reads: for each run its settings, its thinned curves and what
-its final weights are made of. Setting `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` to 4294967296 makes it a third
-faster on Linux.
+its final weights are made of. Setting `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` to 4294967296 makes it a
+third faster on Linux.
 """
 
 import argparse
