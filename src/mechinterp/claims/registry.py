@@ -2,7 +2,9 @@
 
 from difflib import get_close_matches
 
+from mechinterp.claims.attention_output_saes import ATTENTION_OUTPUT_SAES
 from mechinterp.claims.copy_suppression import COPY_SUPPRESSION
+from mechinterp.claims.gated_vs_jumprelu import GATED_VS_JUMPRELU
 from mechinterp.claims.grokking_efficiency import GROKKING_EFFICIENCY
 from mechinterp.claims.ioi import IOI
 from mechinterp.claims.statement import Claim
@@ -13,6 +15,8 @@ CLAIMS: dict[str, dict[str, Claim]] = {
     "copy_suppression": {entry.id: entry for entry in COPY_SUPPRESSION},
     "successor_heads": {entry.id: entry for entry in SUCCESSOR_HEADS},
     "grokking_efficiency": {entry.id: entry for entry in GROKKING_EFFICIENCY},
+    "attention_output_saes": {entry.id: entry for entry in ATTENTION_OUTPUT_SAES},
+    "gated_vs_jumprelu": {entry.id: entry for entry in GATED_VS_JUMPRELU},
 }
 
 

@@ -16,6 +16,8 @@ TITLES = {
     "copy_suppression": "Copy suppression (McDougall et al., 2023)",
     "successor_heads": "Successor heads (Gould et al., 2023)",
     "grokking_efficiency": "Grokking as circuit efficiency (Varma et al., 2023)",
+    "attention_output_saes": "Attention-output SAEs (Kissane et al., 2024)",
+    "gated_vs_jumprelu": "Gated and JumpReLU SAEs (Rajamanoharan et al., 2024)",
 }
 HEADER = ("claim", "statement", "paper", "paper-scale run", "lab run", "verdict")
 

@@ -57,6 +57,29 @@ def token_rows(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], n: int,
     raise ValueError(f"only {len(rows)} of the texts have {length} tokens, {n} were asked for; ask for shorter rows")
 
 
+def packed_rows(
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], n: int, length: int, *, per_text: int | None = None
+) -> Int[Tensor, "row pos"]:
+    """`n` rows of consecutive tokens, at most `per_text` from the start of each text, every row after a BOS token.
+
+    What is left of a text behind its last whole row is not used.
+
+    Errors: `ValueError` if the texts do not fill `n` rows, saying how many they fill.
+    """
+    if n < 1 or length < 2:
+        raise ValueError(f"a row needs at least two tokens and there must be one row, got n={n}, length={length}")
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    body, rows = length - len(start), []
+    for text in texts:
+        some = text if per_text is None else text[: 10 * body * per_text]  # English has 4 to 5 characters a token
+        ids = tokenizer.encode(some, add_special_tokens=False, verbose=False)
+        whole = range(0, len(ids) - body + 1, body)
+        rows += [[*start, *ids[i : i + body]] for i in whole[:per_text]]
+        if len(rows) >= n:
+            return torch.tensor(rows[:n])
+    raise ValueError(f"the texts fill only {len(rows)} rows of {length} tokens, {n} were asked for")
+
+
 def generated_rows(tokenizer: PreTrainedTokenizerBase, n: int, length: int, *, seed: int = 0) -> Int[Tensor, "doc pos"]:
     """Rows of generated documents as in the lab model's training, quoting the sample; each after a BOS token."""
     rng = np.random.default_rng(seed)

@@ -85,9 +85,9 @@ PLANS = {
         random_sizes=(600, 1000, 1600, 2600),
         random_decays=(0.5, 1.0, 2.0),
         random_epochs=5000,
-        semi_sizes=(1500, 1800, 2100),
+        semi_sizes=(1600, 2000),
         semi_decay=2.0,
-        semi_epochs=50000,
+        semi_epochs=20000,
     ),
 }
 SWEEPS = ("mainline", "grokked", "ungrokking", "memorising", "semigrokking", "noise")

@@ -25,6 +25,8 @@ Cache = dict[tuple[str, int], Tensor]
 """Activations of a clean pass by (name, layer). ("resid_pre", n_layers) is the final residual stream."""
 Keep = Callable[[str, int, Tensor], Tensor | None]
 """(name, layer, activation [prompt pos ...]) -> what to keep of it, if anything."""
+Change = Callable[[str, int, Tensor], Tensor]
+"""(name, layer, activation [prompt pos ...]) -> what takes its place."""
 Edit = Callable[[int, str, Tensor, Int[Tensor, "prompt column"]], Tensor]
 """(layer, "q" | "k" | "v", activation [variant prompt column head d_head], the window's columns it holds)."""
 
@@ -165,37 +167,48 @@ def finish(block: Any, mid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... 
 
 
 @torch.no_grad()
-def trace(model: Any, tokens: Int[Tensor, "prompt pos"], keep: Keep, *, stop: int | None = None) -> Cache:
-    """One clean pass through the layers before `stop` (default: all), keeping what `keep` returns.
+def trace(
+    model: Any,
+    tokens: Int[Tensor, "prompt pos"],
+    keep: Keep,
+    *,
+    stop: int | None = None,
+    start: tuple[int, Float[Tensor, "prompt pos d_model"]] | None = None,
+    change: Change | None = None,
+) -> Cache:
+    """One pass through the layers before `stop` (default: all), keeping what `keep` returns.
 
     Names: resid_pre, q, k, v, z, attn_out, resid_mid, mlp_out, each [prompt pos ...]. The stream that leaves
     the last layer of the pass is offered as the next one's resid_pre.
+
+    Args:
+        start: a layer and the residual stream before it, to begin there instead of at the tokens.
+        change: puts something else in the place of an activation, before it is offered.
     """
     length = tokens.shape[1]
     stop = model.cfg.n_layers if stop is None else stop
     later = torch.ones(length, length, dtype=torch.bool, device=tokens.device).triu(1)
     cache: Cache = {}
 
-    def offer(name: str, layer: int, x: Tensor) -> None:
+    def offer(name: str, layer: int, x: Tensor) -> Tensor:
+        if change is not None:
+            x = change(name, layer, x)
         kept = keep(name, layer, x)
         if kept is not None:
             cache[name, layer] = kept
+        return x
 
-    x = model.W_E[tokens] + model.W_pos[:length]
-    for layer in range(stop):
+    first, x = (0, model.W_E[tokens] + model.W_pos[:length]) if start is None else start
+    for layer in range(first, stop):
         block = model.blocks[layer]
-        offer("resid_pre", layer, x)
+        x = offer("resid_pre", layer, x)
         normal = normalise(block.ln1, x)[None]
-        q, k, v = (project(block, name, normal) for name in "qkv")
+        q, k, v = (offer(name, layer, project(block, name, normal)[0])[None] for name in "qkv")
         z = weigh(attention_scores(model, q, k).masked_fill(later, -torch.inf).softmax(-1), v)
-        for name, value in (("q", q), ("k", k), ("v", v), ("z", z)):
-            offer(name, layer, value[0])
-        attn_out = merge(block, z[0]) + block.attn.b_O
-        mid = x + attn_out
-        mlp_out = mlp(block, mid)
-        x = mid + mlp_out
-        for name, value in (("attn_out", attn_out), ("resid_mid", mid), ("mlp_out", mlp_out)):
-            offer(name, layer, value)
+        z = offer("z", layer, z[0])
+        attn_out = offer("attn_out", layer, merge(block, z) + block.attn.b_O)
+        mid = offer("resid_mid", layer, x + attn_out)
+        x = mid + offer("mlp_out", layer, mlp(block, mid))
     offer("resid_pre", stop, x)
     return cache
 

@@ -1,0 +1,208 @@
+"""What an SAE is worth: sparsity, reconstruction, shrinkage, and what it costs the model.
+
+All numbers are ratios of sums over tokens, so they are kept as sums by row of text: intervals come from drawing
+rows again, since tokens of one row are not independent. Tokens in `skip` (BOS) are neither replaced nor counted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mechinterp.sae.architectures import SAE
+from mechinterp.sae.sites import activations, logits
+from mechinterp.stats import bootstrap
+
+Baseline = Literal["zero", "mean"]
+Name = Literal["l0", "fvu", "gamma", "delta_loss", "loss_recovered", "recovered_mean"]
+_COLUMNS = ("tokens", "l0", "error", "square", "out", "product", "predicted", "clean", "spliced", "zero", "mean")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A model's activations at a hook on some text, and its loss without them; shared by all SAEs of the site.
+
+    Attributes:
+        hook: where. `tokens` [row pos]. `x` [row pos d_in]. `counted` [row pos]: which tokens count.
+        centre: mean activation. `clean`, `zero`, `mean`: summed next-token loss of every row, nats, as it is, and
+            with the activations replaced by zero and by their mean. `predicted`: tokens in those sums.
+    """
+
+    hook: str
+    tokens: Int[Tensor, "row pos"]
+    x: Float[Tensor, "row pos d_in"]
+    counted: Bool[Tensor, "row pos"]
+    centre: Float[Tensor, " d_in"]
+    predicted: Float[Tensor, " row"]
+    clean: Float[Tensor, " row"]
+    zero: Float[Tensor, " row"]
+    mean: Float[Tensor, " row"]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Sums by row of one SAE on one text.
+
+    Attributes:
+        sums: [row, column]; see `value` for what is made of them.
+        spread: E‖x - E x‖². `density`: share of tokens on which each latent is active.
+    """
+
+    sums: Float[Tensor, "row column"]
+    spread: float
+    density: Float[Tensor, " d_sae"]
+
+    def value(self, name: Name) -> float:
+        """One number.
+
+        l0: active latents a token. fvu: E‖x - x̂‖² / E‖x - E x‖². gamma: relative reconstruction bias
+        E‖x̂‖² / E[x̂·x], below 1 for an SAE that shrinks (arXiv:2404.16014, section 4.2). delta_loss: rise of the
+        next-token loss with x̂ for x, nats. loss_recovered: 1 - that over the rise when x is replaced by zero;
+        recovered_mean: the same with the mean activation for zero.
+
+        Errors: `ValueError` for an unknown name.
+        """
+        return float(self._of(name, self.sums))
+
+    def interval(self, name: Name, *, n: int = 500, seed: int = 0) -> tuple[float, float]:
+        """95 % bootstrap interval over rows of text."""
+        return bootstrap(self.sums, lambda sums: self._of(name, sums), n=n, seed=seed)
+
+    def _of(self, name: Name, sums: Tensor) -> Tensor:
+        s = dict(zip(_COLUMNS, sums.double().sum(0), strict=True))
+        match name:
+            case "l0":
+                return s["l0"] / s["tokens"]
+            case "fvu":
+                return s["error"] / s["tokens"] / self.spread
+            case "gamma":
+                return s["out"] / s["product"]
+            case "delta_loss":
+                return (s["spliced"] - s["clean"]) / s["predicted"]
+            case "loss_recovered":
+                return 1 - (s["spliced"] - s["clean"]) / (s["zero"] - s["clean"])
+            case "recovered_mean":
+                return 1 - (s["spliced"] - s["clean"]) / (s["mean"] - s["clean"])
+        raise ValueError(f"unknown measure {name!r}")
+
+    @property
+    def dead(self) -> float:
+        """Share of latents that are never active on this text."""
+        return float((self.density == 0).float().mean())
+
+    def facts(self) -> dict[str, float]:
+        """All numbers by name, for a table."""
+        names: tuple[Name, ...] = ("l0", "fvu", "gamma", "delta_loss", "loss_recovered", "recovered_mean")
+        return {name: self.value(name) for name in names} | {"dead": self.dead}
+
+
+def next_token_loss(
+    logits: Float[Tensor, "row pos vocab"], tokens: Int[Tensor, "row pos"], counted: Bool[Tensor, "row pos"]
+) -> Float[Tensor, " row"]:
+    """Summed loss of predicting every counted token from what stands before it, nats."""
+    log_p = logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
+    return -(log_p * counted[:, 1:]).sum(-1)
+
+
+@torch.no_grad()
+def site(
+    model: object, tokens: Int[Tensor, "row pos"], hook: str, *, skip: Sequence[int] = (0,), batch_size: int = 16
+) -> Site:
+    """Activations and losses of a model at a hook; three passes.
+
+    Errors: `ValueError` for an unknown hook, activations or logits that are not finite, or no token that counts.
+    """
+    x = activations(model, tokens, [hook], batch_size=batch_size)[hook]
+    tokens = tokens.to(x.device)
+    counted = ~torch.isin(tokens, torch.tensor(list(skip), dtype=tokens.dtype, device=tokens.device))
+    if not counted[:, 1:].any():
+        raise ValueError("no token counts: all of them are in skip")
+    centre = x[counted].mean(0)
+
+    def loss(value: Tensor | None) -> Tensor:
+        parts = []
+        for some, keep in zip(tokens.split(batch_size), counted.split(batch_size), strict=True):
+            out = (
+                logits(model, some)
+                if value is None
+                else logits(model, some, hook, lambda a, k=keep: torch.where(k[..., None], value, a))  # type: ignore[misc]
+            )
+            parts.append(next_token_loss(out, some, keep))
+        return torch.cat(parts)
+
+    losses = loss(None), loss(torch.zeros_like(centre)), loss(centre)
+    return Site(hook, tokens, x, counted, centre, counted[:, 1:].float().sum(-1), *losses)
+
+
+@torch.no_grad()
+def evaluate(model: object, sae: SAE, at: Site, *, batch_size: int = 16) -> Quality:
+    """Everything about one SAE; one pass of the model.
+
+    Errors: `ValueError` if the SAE belongs to another width.
+    """
+    rows, active = [], torch.zeros(sae.d_sae, device=at.x.device)
+    parts = zip(*(t.split(batch_size) for t in (at.tokens, at.x, at.counted)), strict=True)
+    for tokens, x, counted in parts:
+        f = sae.encode(x) * counted[..., None]
+        out = sae.decode(f)
+        active += (f > 0).float().sum((0, 1))
+
+        def put(a: Tensor, out: Tensor = out, counted: Tensor = counted) -> Tensor:
+            return torch.where(counted[..., None], out, a)
+
+        spliced = next_token_loss(logits(model, tokens, at.hook, put), tokens, counted)
+        keep = counted.float()
+        columns = [
+            keep,
+            (f > 0).float().sum(-1),
+            (x - out).square().sum(-1) * keep,
+            x.square().sum(-1) * keep,
+            out.square().sum(-1) * keep,
+            (x * out).sum(-1) * keep,
+        ]
+        rows.append(torch.cat([torch.stack([c.sum(-1) for c in columns], -1), spliced[:, None]], -1))
+    table = torch.cat(rows).cpu()
+    others = torch.stack([at.predicted, at.clean, at.zero, at.mean], -1).cpu()
+    sums = torch.cat([table[:, :6], others[:, :2], table[:, 6:], others[:, 2:]], -1)
+    spread = (at.x - at.centre).square().sum(-1)[at.counted].mean().item()
+    return Quality(sums, spread, (active / at.counted.float().sum()).cpu())
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """An SAE on activations alone: active latents a token, unexplained variance, relative reconstruction bias."""
+
+    l0: float
+    fvu: float
+    gamma: float
+    density: Float[Tensor, " d_sae"]
+
+
+@torch.no_grad()
+def reconstruction(sae: SAE, x: Float[Tensor, "token d_in"], *, batch_size: int = 8192) -> Reconstruction:
+    """The measures of `Quality` that need no model.
+
+    Errors: `ValueError` for activations that are constant or not finite.
+
+    >>> perfect = SAE("standard", {"W_enc": torch.eye(3), "W_dec": torch.eye(3), "b_enc": torch.zeros(3),
+    ...     "b_dec": torch.zeros(3)})
+    >>> found = reconstruction(perfect, torch.rand(100, 3))
+    >>> found.fvu, round(found.gamma, 5), found.l0
+    (0.0, 1.0, 3.0)
+    """
+    spread = (x - x.mean(0)).square().sum().item()
+    if not 0 < spread < float("inf"):
+        raise ValueError("these activations are constant or not finite: nothing can be explained of them")
+    total = torch.zeros(3, dtype=torch.float64, device=x.device)
+    active = torch.zeros(sae.d_sae, device=x.device)
+    for part in x.split(batch_size):
+        f = sae.encode(part)
+        out = sae.decode(f)
+        active += (f > 0).float().sum(0)
+        total += torch.stack([(part - out).square().sum(), out.square().sum(), (out * part).sum()]).double()
+    error, square, product = total.tolist()
+    gamma = square / product if product else float("nan")
+    return Reconstruction(active.sum().item() / len(x), error / spread, gamma, (active / len(x)).cpu())

@@ -1,0 +1,200 @@
+"""Activations of a model as shuffled batches, without ever holding all of them.
+
+Rows of text are taken in blocks; a block's activations at every wanted hook are computed in one pass, shuffled and
+cut into batches. A batch is a function of (rows, seed, its number) alone, so training resumes anywhere, and a
+block that was computed once can be kept on disk.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mechinterp.files import atomic_write
+from mechinterp.sae.sites import activations, check_hooks
+
+
+class _Shuffled:
+    """Batches out of blocks, and the blocks' moments; what `Store` and `Given` share."""
+
+    hooks: tuple[str, ...]
+    batch: int
+    seed: int
+
+    def compute(self, index: int) -> dict[str, Float[Tensor, "token d_in"]]:
+        """One block, in the order of the text."""
+        raise NotImplementedError
+
+    def counts(self) -> list[int]:
+        """Whole batches in every block."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        """Batches in one pass over the text."""
+        return sum(self.counts())
+
+    def batches(self, start: int = 0) -> Iterator[dict[str, Float[Tensor, "token d_in"]]]:
+        """Batches from number `start` on, one after the other, for ever: a new pass has a new order."""
+        turn, number = divmod(start, len(self))
+        while True:
+            for index, count in enumerate(self.counts()):
+                if number >= count:
+                    number -= count
+                    continue
+                block = self.compute(index)
+                first = block[self.hooks[0]]
+                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + turn * 10_007 + index)
+                order = torch.randperm(len(first), generator=generator).to(first.device)
+                for i in range(number, count):
+                    part = order[i * self.batch : (i + 1) * self.batch]
+                    yield {hook: x[part].float() for hook, x in block.items()}
+                number = 0
+            turn += 1
+
+    @cached_property
+    def _moments(self) -> dict[str, tuple[float, float]]:
+        found = {}
+        for hook, x in self.compute(0).items():
+            x = x.float()
+            square, variance = x.square().sum(-1).mean().item(), (x - x.mean(0)).square().sum(-1).mean().item()
+            if not square < float("inf"):
+                raise ValueError(f"activations at {hook} contain NaN or infinity; check the model and its precision")
+            if not variance > 1e-12 * square:
+                raise ValueError(f"activations at {hook} are constant: there is nothing to learn from them")
+            found[hook] = (square, variance)
+        return found
+
+    def scale(self, hook: str) -> float:
+        """Root mean square norm of the activations at a hook, in the first block."""
+        return self._moments[hook][0] ** 0.5
+
+    def variance(self, hook: str) -> float:
+        """E‖x - E x‖² of the activations at a hook, in the first block."""
+        return self._moments[hook][1]
+
+
+@dataclass(frozen=True)
+class Store(_Shuffled):
+    """Shuffled batches of a model's activations on rows of text.
+
+    Attributes:
+        model: any `TransformerBridge`. `rows`: tokens [row pos]. `hooks`: where, several in one pass.
+        batch: activations in a batch. `block`: rows that are shuffled together; memory is
+            2 · block · positions · Σ d_in floats. A tail smaller than a batch is dropped from every block.
+        skip: token ids whose activations are left out; the BOS token's have another scale than all others.
+        cache: folder for blocks, in fp16; a block that is there is not computed again.
+
+    Errors: `ValueError` for an unknown hook, rows that are not [row pos] or do not fill one batch, and, when
+        they are met, activations that are not finite or do not vary.
+
+    >>> from mechinterp.models import load
+    >>> rows = torch.randint(1, 8192, (4, 64))
+    >>> store = Store(load("lab"), rows, ("blocks.0.hook_mlp_out",), batch=32)
+    >>> len(store), next(store.batches())["blocks.0.hook_mlp_out"].shape
+    (8, torch.Size([32, 256]))
+    """
+
+    model: Any
+    rows: Int[Tensor, "row pos"]
+    hooks: tuple[str, ...]
+    batch: int = 4096
+    block: int = 512
+    seed: int = 0
+    skip: tuple[int, ...] = (0,)
+    cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_hooks(self.model, self.hooks)
+        if self.rows.ndim != 2:
+            raise ValueError(f"rows must have shape [row pos], got {tuple(self.rows.shape)}")
+        if self.batch < 1 or self.block < 1:
+            raise ValueError(f"batch and block must be at least 1, not {self.batch} and {self.block}")
+        if len(self) == 0:
+            raise ValueError(
+                f"{self.rows.numel()} tokens in blocks of {self.block} rows do not fill one batch of {self.batch}: "
+                "give more text, a larger block or a smaller batch"
+            )
+
+    def counts(self) -> list[int]:
+        """Whole batches in every block of rows."""
+        return self._counts
+
+    @cached_property
+    def _counts(self) -> list[int]:
+        return [int(self._kept(rows).sum()) // self.batch for rows in self.rows.split(self.block)]
+
+    def _kept(self, rows: Tensor) -> Bool[Tensor, "row pos"]:
+        return ~torch.isin(rows, torch.tensor(self.skip, dtype=rows.dtype, device=rows.device))
+
+    def compute(self, index: int) -> dict[str, Float[Tensor, "token d_in"]]:
+        """The activations of one block of rows, in the order of the text, from the cache if they are there."""
+        path = None if self.cache is None else self.cache / f"{self.digest}-{index:05d}.safetensors"
+        device = self.model.W_E.device
+        if path is not None and path.exists():
+            return safetensors.torch.load_file(path, device=str(device))
+        rows = self.rows[index * self.block : (index + 1) * self.block]
+        kept = self._kept(rows).to(device)
+        block = {hook: x[kept] for hook, x in activations(self.model, rows, self.hooks).items()}
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            block = {hook: x.half().contiguous() for hook, x in block.items()}
+            atomic_write(path, safetensors.torch.save({hook: x.cpu() for hook, x in block.items()}))
+        return block
+
+    @cached_property
+    def digest(self) -> str:
+        """Names what is in the store: the model's weights (by two sums), the text, the hooks and the block size."""
+        weights = [float(w.double().sum()) for w in (self.model.W_E, self.model.W_O)]
+        facts = json.dumps([weights, list(self.hooks), self.block, list(self.skip), list(self.rows.shape)])
+        text = self.rows.cpu().contiguous().numpy().tobytes()
+        return hashlib.sha256(text + facts.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Given(_Shuffled):
+    """Activations [token d_in] that are already there, by hook, in place of a `Store`.
+
+    Errors: `ValueError` for activations that do not fill one batch, or are not finite.
+
+    >>> given = Given({"here": torch.randn(100, 8)}, batch=10)
+    >>> len(given), next(given.batches())["here"].shape
+    (10, torch.Size([10, 8]))
+    """
+
+    x: dict[str, Float[Tensor, "token d_in"]]
+    batch: int = 4096
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for hook, x in self.x.items():
+            if x.ndim != 2 or len(x) < self.batch:
+                raise ValueError(f"activations at {hook} must be [token d_in], at least {self.batch}: {tuple(x.shape)}")
+            if not torch.isfinite(x).all():
+                raise ValueError(f"activations at {hook} contain NaN or infinity")
+
+    @property
+    def hooks(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Where they come from."""
+        return tuple(self.x)
+
+    def counts(self) -> list[int]:
+        """All of them are one block."""
+        return [len(self.x[self.hooks[0]]) // self.batch]
+
+    def compute(self, index: int) -> dict[str, Float[Tensor, "token d_in"]]:
+        """The activations themselves."""
+        return self.x
+
+    @property
+    def digest(self) -> str:
+        """Names the activations by their shapes and sums."""
+        facts = [[hook, list(x.shape), float(x.double().sum())] for hook, x in self.x.items()]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

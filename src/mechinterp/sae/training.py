@@ -1,0 +1,399 @@
+"""Train many sparse autoencoders on one pass over the activations.
+
+SAEs of one kind, size and learning rate are stacked: one leading axis, one step for all of them. Nothing in a
+step waits for the device; numbers are read where the log is written. Matrix products may round their inputs to
+bfloat16 where the hardware gains by it (`torch.set_float32_matmul_precision("medium")`); weights, thresholds and
+moments stay in fp32.
+"""
+
+import contextlib
+import json
+import math
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mechinterp.files import atomic_write
+from mechinterp.sae.architectures import SAE, Kind, initial, scale_input, tensor_shapes
+from mechinterp.sae.losses import VARIANTS, Variant, loss
+from mechinterp.sae.store import Given, Store
+
+METRICS = ("loss", "l0", "fvu", "dead")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One SAE to train.
+
+    Attributes:
+        kind: see `architectures`. `hook`: where in the model. `d_sae`: latents.
+        sparsity: λ, for inputs of mean square norm one; for topk and batchtopk the k.
+        seed: of the initial weights. `lr`: Adam's learning rate.
+        variant: an ablation, see `losses.VARIANTS`.
+
+    Errors: `ValueError` for an unknown kind, a variant of another kind, or a k outside 1 … d_sae.
+    """
+
+    kind: Kind
+    hook: str
+    d_sae: int
+    sparsity: float
+    seed: int = 0
+    lr: float = 1e-3
+    variant: Variant = ""
+
+    def __post_init__(self) -> None:
+        tensor_shapes(self.kind, 1, self.d_sae)
+        if self.variant not in VARIANTS or VARIANTS[self.variant] not in (None, self.kind):
+            raise ValueError(f"{self.variant!r} is no variant of a {self.kind} SAE")
+        if self.k is not None and (self.k != self.sparsity or not 1 <= self.k <= self.d_sae):
+            raise ValueError(f"the sparsity of a {self.kind} SAE is its k, a whole number in 1..{self.d_sae}")
+        if self.sparsity < 0:
+            raise ValueError(f"sparsity must not be negative, got {self.sparsity}")
+
+    @property
+    def k(self) -> int | None:
+        """k of topk and batchtopk, None for the others."""
+        return int(self.sparsity) if self.kind in ("topk", "batchtopk") else None
+
+
+@dataclass(frozen=True)
+class Config:
+    """What all SAEs of a run share. Defaults are Gemma Scope's (arXiv:2408.05147, section 3), but for the length.
+
+    Attributes:
+        steps: batches. `betas`: Adam's.
+        lr_warmup: steps of the cosine from a tenth of the learning rate to all of it, at the start and after
+            every resampling. `cooldown`: share of the steps at the end with a linear way down to zero.
+        sparsity_warmup: steps in which λ rises linearly from zero.
+        bandwidth: ε of the jumprelu's kernel, for inputs of mean square norm one.
+        threshold_rate: learning rate of log thresholds over that of all else; short runs need more than one.
+        dead_after: tokens without firing after which a latent is dead, for the log and for AuxK.
+        resample_every: steps between two resamplings of dead latents of standard and gated SAEs; 0 for none.
+            `resamples`: how many.
+        log_every: steps between two entries of the log.
+    """
+
+    steps: int
+    betas: tuple[float, float] = (0.0, 0.999)
+    lr_warmup: int = 1000
+    cooldown: float = 0.0
+    sparsity_warmup: int = 10_000
+    bandwidth: float = 1e-3
+    threshold_rate: float = 1.0
+    dead_after: int = 10_000_000
+    resample_every: int = 0
+    resamples: int = 4
+    log_every: int = 50
+
+    def rate(self, step: int) -> float:
+        """Share of the learning rate at a step."""
+        since = step
+        if self.resample_every:
+            turns = min(step // self.resample_every, self.resamples)
+            since = step - turns * self.resample_every
+        warm = min(1.0, since / self.lr_warmup) if self.lr_warmup else 1.0
+        rate = 0.1 + 0.9 * (1 - math.cos(math.pi * warm)) / 2
+        left = (self.steps - step) / (self.cooldown * self.steps) if self.cooldown else 1.0
+        return rate * min(1.0, left)
+
+    def resamples_at(self, step: int) -> bool:
+        """Whether dead latents are resampled after a step."""
+        every = self.resample_every
+        return bool(every) and step % every == 0 and 0 < step // every <= self.resamples
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `train` returns.
+
+    Attributes:
+        specs: in the order in which they were given. `saes`: in the units of the activations.
+        steps: the steps of the log.
+        history: for each of `METRICS` a tensor [entry, sae]: loss; active latents a token; share of variance
+            unexplained, both of the batch; share of latents dead.
+    """
+
+    specs: tuple[Spec, ...]
+    saes: tuple[SAE, ...]
+    steps: list[int]
+    history: dict[str, Float[Tensor, "entry sae"]]
+
+
+class _Stack:
+    """SAEs of one kind that take their steps together."""
+
+    def __init__(self, specs: Sequence[Spec], d_in: int, scale: float, variance: float, device: torch.device) -> None:
+        first = specs[0]
+        self.specs, self.kind, self.hook, self.variant = specs, first.kind, first.hook, first.variant
+        self.scale, self.variance = scale, variance / scale**2
+        fresh = [initial(first.kind, d_in, first.d_sae, seed=spec.seed) for spec in specs]
+        self.params = {name: torch.stack([p[name] for p in fresh]).to(device) for name in fresh[0]}
+        if self.kind == "jumprelu":
+            self.params["log_threshold"] = self.params.pop("threshold").log()
+        for value in self.params.values():
+            value.requires_grad_(True)
+        self.sparsity = torch.tensor([spec.sparsity for spec in specs], device=device)
+        self.age = torch.zeros(len(specs), first.d_sae, device=device)
+        self.smallest = torch.zeros(len(specs), device=device)
+        self.any_dead = False
+
+    def optimiser(self, config: Config) -> torch.optim.Adam:
+        lr = self.specs[0].lr
+        groups = [
+            {"params": [value], "rate": lr * (config.threshold_rate if name == "log_threshold" else 1.0)}
+            for name, value in self.params.items()
+        ]
+        return torch.optim.Adam(groups, lr=lr, betas=config.betas, fused=True)
+
+    def step(self, raw: dict[str, Tensor], number: int, config: Config, adam: torch.optim.Adam, log: bool) -> Tensor:
+        """One update; returns [metric, sae], filled where `log`."""
+        x = raw[self.hook] / self.scale
+        warm = min(1.0, (number + 1) / config.sparsity_warmup) if config.sparsity_warmup else 1.0
+        dead = self.age >= config.dead_after if self.any_dead else None
+        with torch.enable_grad():
+            result = loss(
+                self.kind, self.params, x, self.sparsity * warm, k=self.specs[0].k or 0, dead=dead,
+                bandwidth=config.bandwidth, variant=self.variant,
+            )  # fmt: skip
+            result.total.sum().backward()
+        rows = self.params["W_dec"]
+        assert rows.grad is not None
+        rows.grad -= (rows.grad * rows.detach()).sum(-1, keepdim=True) * rows.detach()
+        for group in adam.param_groups:
+            group["lr"] = group["rate"] * config.rate(number)
+        adam.step()
+        adam.zero_grad()
+        rows.data /= rows.data.norm(dim=-1, keepdim=True)
+        fired = result.f.amax(1) > 0
+        self.age = torch.where(fired, 0.0, self.age + len(x))
+        if config.resamples_at(number + 1) and self.kind in ("standard", "gated"):
+            self.resample(x, config.resample_every * len(x), adam, number)
+        if not log:
+            return torch.empty(0)
+        if self.kind == "batchtopk":
+            lowest = torch.where(result.f > 0, result.f, torch.inf).amin((1, 2))
+            self.smallest = torch.where(self.smallest > 0, 0.9 * self.smallest + 0.1 * lowest, lowest)
+        l0 = result.f.sign().sum((1, 2)) / len(x)
+        silent = (self.age >= config.dead_after).float().mean(-1)
+        return torch.stack([result.total.detach(), l0, result.error / self.variance, silent])
+
+    def resample(self, x: Tensor, window: int, adam: torch.optim.Adam, seed: int) -> None:
+        """Dead latents start again from inputs that are badly reconstructed (Bricken et al. 2023).
+
+        Inputs are drawn with probability proportional to the square of their squared error; encoder columns get a
+        fifth of the mean norm of the others, biases and Adam's moments become zero.
+        """
+        generator = torch.Generator(device=x.device).manual_seed(seed)
+        with torch.no_grad():
+            p = {name: value.data for name, value in self.params.items()}
+            f = loss(self.kind, p, x, self.sparsity).f
+            e = x - torch.baddbmm(p["b_dec"][:, None], f, p["W_dec"])
+            weight = e.square().sum(-1).square()
+            enough = weight.shape[-1] >= p["W_dec"].shape[1]
+            chosen = weight.multinomial(p["W_dec"].shape[1], replacement=not enough, generator=generator)
+            dead = self.age >= window
+            fresh = x[chosen] - p["b_dec"][:, None]
+            fresh = fresh / fresh.norm(dim=-1, keepdim=True).clamp(min=1e-8)
+            norms = p["W_enc"].norm(dim=1)
+            alive = (norms * ~dead).sum(-1) / (~dead).sum(-1).clamp(min=1)
+            columns = (fresh * (0.2 * alive)[:, None, None]).mT
+            for name, value in p.items():
+                if name == "b_dec":
+                    continue
+                mask = dead[:, None, :] if name == "W_enc" else dead[..., None] if name == "W_dec" else dead
+                new = {"W_enc": columns, "W_dec": fresh}.get(name, torch.zeros_like(value))
+                value.copy_(torch.where(mask, new, value))
+                state = adam.state[self.params[name]]
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    state[moment] *= ~mask
+            self.age = torch.where(dead, 0.0, self.age)
+
+    def saes(self, facts: dict[str, Any]) -> Iterator[SAE]:
+        """The SAEs in the units of the activations; a batchtopk leaves as a jumprelu."""
+        for i, spec in enumerate(self.specs):
+            p = {name: value.detach()[i].clone() for name, value in self.params.items()}
+            kind, k = self.kind, spec.k
+            if "log_threshold" in p:
+                p["threshold"] = p.pop("log_threshold").exp()
+            if kind == "batchtopk":
+                p["threshold"] = self.smallest[i].clamp(min=1e-12).expand(spec.d_sae).clone()
+                kind, k = "jumprelu", None
+            sae = SAE(kind, p, k, spec.hook, {"spec": asdict(spec)} | facts)
+            yield scale_input(sae, self.scale)
+
+
+@contextlib.contextmanager
+def _matmul(precision: str) -> Iterator[None]:
+    old = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(old)
+
+
+def train(
+    specs: Sequence[Spec],
+    store: Store | Given,
+    config: Config,
+    *,
+    folder: Path | None = None,
+    device: str | torch.device | None = None,
+    stack: int | None = None,
+    precision: str = "medium",
+    save_every: float = 60.0,
+    live: bool = False,
+    stop_at: int | None = None,
+) -> Trained:
+    """Train SAEs on the batches of a store, all of them on the same ones.
+
+    Args:
+        specs: any mixture of kinds, sizes and hooks of the store.
+        folder: checkpoint; a run that was killed goes on from there and gives the same numbers, a finished one is
+            read.
+        device: by default that of the activations.
+        stack: SAEs in one step at most; by default 1 on a CPU, where more brings nothing, and 32 elsewhere.
+        precision: of fp32 matrix products, as in `torch.set_float32_matmul_precision`.
+        save_every: seconds between checkpoints. `live`: redraw the log in the notebook while it runs.
+        stop_at: stop before this step as if killed (for tests).
+
+    Errors: `ValueError` for no specs, a hook that the store does not have, activations that are constant or not
+        finite, a dictionary smaller than the input, or a folder that holds another run; `OSError` if the disk is
+        full (the last checkpoint stays). An SAE that diverges is reported by a warning and harms no other.
+
+    >>> given = Given({"here": torch.randn(1000, 8)}, batch=100)
+    >>> result = train([Spec("topk", "here", 16, 2)], given, Config(20, lr_warmup=5, log_every=10))
+    >>> result.saes[0], result.history["l0"].shape
+    (SAE(topk, 8 -> 16, k=2, here), torch.Size([2, 1]))
+    """
+    if not specs:
+        raise ValueError("no SAEs to train: specs is empty")
+    for spec in specs:
+        if spec.hook not in store.hooks:
+            raise ValueError(f"{spec.hook} is not in the store, which has {', '.join(store.hooks)}")
+    first = store.compute(0)
+    device = torch.device(device) if device is not None else first[store.hooks[0]].device
+    stack = stack or (1 if device.type == "cpu" else 32)
+    groups = _groups(specs, stack)
+    stacks = []
+    for group in groups:
+        hook = specs[group[0]].hook
+        d_in, moments = first[hook].shape[-1], (store.scale(hook), store.variance(hook))
+        stacks.append(_Stack([specs[i] for i in group], d_in, *moments, device))
+    del first
+    adams = [s.optimiser(config) for s in stacks]
+    identity = {
+        "specs": [asdict(spec) for spec in specs],
+        "config": asdict(config),
+        "store": [store.digest, store.batch, store.seed],
+    }
+    path = None if folder is None else folder / "checkpoint.safetensors"
+    step = 0
+    steps: list[int] = []
+    history: list[Tensor] = []
+    if path is not None and path.exists():
+        step, steps, history = _load(path, json.dumps(identity), stacks, adams, config)
+    bar = tqdm(total=config.steps, initial=step, desc=f"{len(specs)} SAEs", unit="step", mininterval=1.0)
+    order = torch.tensor([i for group in groups for i in group]).argsort()
+    last_save = time.monotonic()
+    end = config.steps if stop_at is None else min(stop_at, config.steps)
+    batches = store.batches(step) if step < end else iter(())
+    with _matmul(precision):
+        while step < end:
+            batch = {hook: x.to(device) for hook, x in next(batches).items()}
+            log = (step + 1) % config.log_every == 0 or step + 1 == config.steps
+            rows = [s.step(batch, step, config, adam, log) for s, adam in zip(stacks, adams, strict=True)]
+            step += 1
+            bar.update()
+            if log:
+                values = torch.cat(rows, 1).cpu()[:, order]
+                steps.append(step)
+                history.append(values)
+                for s in stacks:
+                    s.any_dead = bool((s.age >= config.dead_after).any())
+                bar.set_postfix({name: _span(values[i]) for i, name in enumerate(METRICS) if i}, refresh=False)
+                if live:
+                    _draw(specs, steps, history)
+            if path is not None and (step == config.steps or (log and time.monotonic() - last_save > save_every)):
+                _save(path, json.dumps(identity), step, steps, history, stacks, adams)
+                last_save = time.monotonic()
+    bar.close()
+    table = torch.stack(history) if history else torch.zeros(0, len(METRICS), len(specs))
+    lost = [str(specs[i]) for i in range(len(specs)) if len(table) and not table[-1, :3, i].isfinite().all()]
+    if lost:
+        warnings.warn(f"{len(lost)} SAE(s) diverged, try a smaller learning rate: {'; '.join(lost)}", stacklevel=2)
+    facts = {"tokens": step * store.batch, "config": asdict(config), "data": store.digest}
+    saes = [sae for s in stacks for sae in s.saes(facts)]
+    ordered = tuple(saes[i] for i in order.tolist())
+    return Trained(tuple(specs), ordered, steps, {m: table[:, i] for i, m in enumerate(METRICS)})
+
+
+def _groups(specs: Sequence[Spec], stack: int) -> list[list[int]]:
+    """Indices of specs that can take their steps together, at most `stack` of them."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for i, s in enumerate(specs):
+        groups.setdefault((s.hook, s.kind, s.d_sae, s.lr, s.variant, s.k), []).append(i)
+    return [group[i : i + stack] for group in groups.values() for i in range(0, len(group), stack)]
+
+
+def _span(values: Tensor) -> str:
+    lo, hi = values.min().item(), values.max().item()
+    return f"{lo:.3g}" if lo == hi else f"{lo:.3g}…{hi:.3g}"
+
+
+def _draw(specs: Sequence[Spec], steps: list[int], history: list[Tensor]) -> None:
+    from IPython.display import clear_output, display
+
+    from mechinterp.viz import curves
+
+    clear_output(wait=True)
+    table = torch.stack(history)
+    shown = {f"{s.kind} {s.sparsity:g}": (steps, table[:, 2, i]) for i, s in enumerate(specs)}
+    display(curves(shown, x="step", y="FVU", log_y=True, title="So far", caption="Variance not explained, by batch."))
+
+
+def _save(
+    path: Path, identity: str, step: int, steps: list[int], history: list[Tensor],
+    stacks: Sequence[_Stack], adams: Sequence[torch.optim.Adam],
+) -> None:  # fmt: skip
+    tensors = {"history": torch.stack(history) if history else torch.zeros(0)}
+    for i, (stack, adam) in enumerate(zip(stacks, adams, strict=True)):
+        tensors |= {f"{i}.age": stack.age, f"{i}.smallest": stack.smallest}
+        for name, value in stack.params.items():
+            tensors[f"{i}.{name}"] = value.detach()
+            tensors |= {f"{i}.{name}.{key}": adam.state[value][key] for key in ("exp_avg", "exp_avg_sq")}
+    meta = {"identity": identity, "step": str(step), "steps": json.dumps(steps)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, safetensors.torch.save({n: t.contiguous().cpu() for n, t in tensors.items()}, meta))
+
+
+def _load(
+    path: Path, identity: str, stacks: Sequence[_Stack], adams: Sequence[torch.optim.Adam], config: Config
+) -> tuple[int, list[int], list[Tensor]]:
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            meta, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is not a whole checkpoint ({error}); remove it to start again") from error
+    if meta["identity"] != identity:
+        raise ValueError(f"{path.parent} holds another run (other SAEs, settings or text); choose another folder")
+    step = int(meta["step"])
+    for i, (stack, adam) in enumerate(zip(stacks, adams, strict=True)):
+        stack.age, stack.smallest = (tensors[f"{i}.{n}"].to(stack.age.device) for n in ("age", "smallest"))
+        stack.any_dead = bool((stack.age >= config.dead_after).any())
+        for name, value in stack.params.items():
+            value.data.copy_(tensors[f"{i}.{name}"])
+            moments = {key: tensors[f"{i}.{name}.{key}"].to(value.device) for key in ("exp_avg", "exp_avg_sq")}
+            adam.state[value] = {"step": torch.tensor(float(step), device=value.device)} | moments
+    return step, json.loads(meta["steps"]), list(tensors["history"])

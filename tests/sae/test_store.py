@@ -1,0 +1,128 @@
+"""The store against activations collected by hand, its resuming, and what it refuses."""
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mechinterp.models import load
+from mechinterp.sae import sites
+from mechinterp.sae.store import Given, Store
+
+HOOKS = ("blocks.1.attn.hook_z", "blocks.2.hook_mlp_out", "blocks.2.hook_resid_post", "blocks.3.hook_resid_pre")
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return load("lab")
+
+
+@pytest.fixture(scope="module")
+def rows() -> Tensor:
+    found = torch.randint(1, 8192, (5, 17), generator=torch.Generator().manual_seed(0))
+    found[:, 0] = 0
+    found[2, 8] = 0
+    return found
+
+
+@pytest.mark.parametrize("hook", [*HOOKS, "blocks.1.attn.hook_attn_scores", "hook_embed"])
+def test_activations_are_those_of_the_models_own_hook(model: Any, rows: Tensor, hook: str) -> None:
+    got = {}
+    model.run_with_hooks(rows, return_type=None, fwd_hooks=[(hook, lambda x, hook: got.update(x=x.clone()))])
+    if hook.endswith("scores"):  # minus infinity behind the mask
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            sites.activations(model, rows, [hook])
+        return
+    found = sites.activations(model, rows, [hook], batch_size=2)[hook]
+    torch.testing.assert_close(found, got["x"].reshape(*rows.shape, -1), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("hook", [*HOOKS, "blocks.3.hook_attn_out", "blocks.1.attn.hook_v"])
+def test_logits_with_a_site_replaced_are_those_of_a_hook(model: Any, rows: Tensor, hook: str) -> None:
+    theirs = model.run_with_hooks(rows, fwd_hooks=[(hook, lambda x, hook: 0.5 * x)])
+    ours = sites.logits(model, rows, hook, lambda x: 0.5 * x)
+    torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=1e-3)
+    assert (ours - sites.logits(model, rows)).abs().max() > 0.01
+
+
+def test_one_pass_has_every_token_but_bos_once(model: Any, rows: Tensor) -> None:
+    store = Store(model, rows, HOOKS[:2], batch=79, block=5)
+    assert len(store) == 1
+    batch = next(store.batches())
+    for hook in store.hooks:
+        expected = sites.activations(model, rows, [hook])[hook][rows != 0]
+        ours, theirs = (x[x[:, 0].argsort()] for x in (batch[hook], expected))
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@settings(max_examples=15, deadline=None)
+@given(start=st.integers(0, 30), batch=st.integers(1, 40))
+def test_batches_go_on_from_anywhere(start: int, batch: int) -> None:
+    given_ = Given({"here": torch.arange(120.0).reshape(60, 2)}, batch=batch, seed=3)
+    whole, part = given_.batches(), given_.batches(start)
+    for _ in range(start):
+        next(whole)
+    for _ in range(4):
+        torch.testing.assert_close(next(whole)["here"], next(part)["here"])
+
+
+def test_a_store_goes_on_from_anywhere_and_from_its_cache(model: Any, rows: Tensor, tmp_path: Path) -> None:
+    plain = Store(model, rows, HOOKS[:2], batch=10, block=2)
+    cached = Store(model, rows, HOOKS[:2], batch=10, block=2, cache=tmp_path)
+    for source in (plain, cached, cached):
+        stream, later = source.batches(), source.batches(4)
+        expected = [next(stream) for _ in range(7)]
+        for one in expected[4:]:
+            torch.testing.assert_close(next(later), one, atol=0, rtol=0)
+    assert len(list(tmp_path.iterdir())) == 3
+    torch.testing.assert_close(next(plain.batches()), next(cached.batches()), atol=2e-2, rtol=1e-3)
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(
+    model: Any, rows: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        next(Store(model, rows, HOOKS[:1], batch=10, cache=tmp_path).batches())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_refused(model: Any, rows: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"no hook 'blocks.1.hook_mlp_oot'.*"):
+        Store(model, rows, ("blocks.1.hook_mlp_oot",))
+    with pytest.raises(ValueError, match="no hook 'blocks.9.attn.hook_z'; in layer 0 there are blocks.0.attn.hook_z"):
+        Store(model, rows, ("blocks.9.attn.hook_z",))
+    with pytest.raises(ValueError, match="do not fill one batch of 4096"):
+        Store(model, rows, HOOKS[:1])
+    with pytest.raises(ValueError, match=r"rows must have shape \[row pos\]"):
+        Store(model, rows[0], HOOKS[:1], batch=2)
+    with pytest.raises(ValueError, match="at least 1"):
+        Store(model, rows, HOOKS[:1], batch=0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_activations_that_are_not_finite_are_refused(bad: float) -> None:
+    x = torch.ones(20, 3)
+    x[4, 1] = bad
+    with pytest.raises(ValueError, match="here contain NaN or infinity"):
+        Given({"here": x}, batch=5)
+
+
+def test_a_broken_model_is_refused(rows: Tensor) -> None:
+    broken = load("lab")
+    broken.blocks[1].mlp.b_out.data[3] = float("nan")
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        next(Store(broken, rows, HOOKS[1:2], batch=10).batches())
+
+
+def test_activations_that_do_not_vary_are_refused() -> None:
+    with pytest.raises(ValueError, match="constant"):
+        Given({"here": torch.ones(20, 3)}, batch=5).scale("here")
