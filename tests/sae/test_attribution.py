@@ -209,10 +209,10 @@ def test_recursive_dfa_of_random_weights_finds_no_circuit() -> None:
 
 @pytest.mark.parametrize("layers", [(0, 1, 2, 3, 4), (1, 4), (4,)])
 def test_all_terms_sum_to_the_target_at_every_node(lab: Any, lab_saes: dict[int, SAE], layers: tuple[int, ...]) -> None:
-    tokens = torch.randint(1, 8192, (30,), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(1, 8192, (20,), generator=torch.Generator().manual_seed(0))
     tokens[0] = 0
     saes = {layer: lab_saes[layer] for layer in layers}
-    found = recursive_dfa(lab, saes, tokens, 4, 27, 11, depth=2, top=2)
+    found = recursive_dfa(lab, saes, tokens, 4, 17, 11, depth=2, top=2)
     assert len(nodes(found)) == {5: 7, 2: 3, 1: 1}[len(layers)]
     for node in nodes(found):
         assert abs(node.total() - node.pre) < 1e-4

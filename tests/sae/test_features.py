@@ -190,22 +190,35 @@ def test_random_directions_promote_no_word() -> None:
     assert (top[:, 1] > 0.1 * top[:, 0]).float().mean() > 0.9
 
 
+@pytest.fixture(scope="module")
+def raw(make_gpt2: Any, tokenizer: Any) -> Any:
+    """Nothing folded, nothing centred: a final layer norm with a gain and a bias."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return TransformerBridge.boot_transformers("raw", hf_model=make_gpt2(), tokenizer=tokenizer, device="cpu").eval()
+
+
+@pytest.mark.parametrize("processed", [True, False])
 @pytest.mark.parametrize("site", ["attn.hook_z", "hook_mlp_out", "hook_resid_pre", "hook_resid_mid", "hook_resid_post"])
-def test_logit_weights_are_the_change_of_the_logits_with_the_final_scale_frozen(tiny: Any, site: str) -> None:
+def test_logit_weights_are_the_change_of_the_logits_with_the_final_scale_frozen(
+    tiny: Any, raw: Any, site: str, processed: bool
+) -> None:
+    model = tiny if processed else raw
     sae, latents = topk_sae(f"blocks.1.{site}", seed=2), torch.tensor([5, 70])
-    found = direct_logits(tiny, sae, latents)
+    found = direct_logits(model, sae, latents)
     assert found.mean(1).abs().max() < 1e-6
-    g = torch.Generator().manual_seed(0)
-    x = torch.randn(64, generator=g)
-    scale = (x - x.mean()).pow(2).mean().add(tiny.cfg.eps).sqrt()
+    x = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    scale = (x - x.mean()).pow(2).mean().add(model.cfg.eps).sqrt()
 
     def logits(stream: Tensor) -> Tensor:
-        return ((stream - stream.mean()) / scale * tiny.ln_final.weight + tiny.ln_final.bias) @ tiny.W_U + tiny.b_U
+        normal = (stream - stream.mean()) / scale * model.ln_final.weight + model.ln_final.bias
+        return (normal @ model.W_U + model.b_U).detach()
 
+    torch.testing.assert_close(logits(x), (model.ln_final(x[None, None])[0, 0] @ model.W_U + model.b_U).detach())
     for row, i in zip(found, latents.tolist(), strict=True):
         written = sae.W_dec[i]
         if site == "attn.hook_z":
-            written = sum(written[16 * h : 16 * (h + 1)] @ tiny.W_O[1, h] for h in range(4))
+            written = sum(written[16 * h : 16 * (h + 1)] @ model.W_O[1, h].detach() for h in range(4))
         change = (logits(x + written) - logits(x)) * scale
         torch.testing.assert_close(row, change - change.mean(), atol=1e-4, rtol=0)
 

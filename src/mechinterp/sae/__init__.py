@@ -1,5 +1,42 @@
-"""Sparse autoencoders: architectures, training, measures, attribution and file formats."""
+"""Sparse autoencoders: architectures, training, measures, attribution and file formats.
+
+What only some readers need is in modules of its own: `attribution`, `interventions`, `features` and `dashboard` for
+what latents do, `synthetic` and `toy` for known truths, `scorer` for blind studies, `frontier` and `sweeps` for
+comparisons.
+"""
 
 from mechinterp.sae.architectures import KINDS, SAE, Kind, gated_to_jumprelu, initial, scale_input, tensor_shapes
+from mechinterp.sae.formats import load, save
+from mechinterp.sae.losses import Loss, loss
+from mechinterp.sae.metrics import Quality, Reconstruction, Site, evaluate, reconstruction, site
+from mechinterp.sae.sites import activations, logits
+from mechinterp.sae.store import Given, Store
+from mechinterp.sae.training import Config, Spec, Trained, train
 
-__all__ = ["KINDS", "SAE", "Kind", "gated_to_jumprelu", "initial", "scale_input", "tensor_shapes"]
+__all__ = [
+    "KINDS",
+    "SAE",
+    "Config",
+    "Given",
+    "Kind",
+    "Loss",
+    "Quality",
+    "Reconstruction",
+    "Site",
+    "Spec",
+    "Store",
+    "Trained",
+    "activations",
+    "evaluate",
+    "gated_to_jumprelu",
+    "initial",
+    "load",
+    "logits",
+    "loss",
+    "reconstruction",
+    "save",
+    "scale_input",
+    "site",
+    "tensor_shapes",
+    "train",
+]

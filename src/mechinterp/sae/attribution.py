@@ -2,7 +2,7 @@
 
 Such an SAE reads z, the heads' value-weighted sums before W_O, concatenated. A latent's pre-activation is linear in z,
 z in the values and, with attention patterns and layer-norm scales frozen, the values in everything written before:
-direct feature attribution, DFA (Kissane et al., arXiv:2406.17759, sections 2 and 4). All sums here are exact.
+direct feature attribution, DFA (Kissane et al., arXiv:2406.17759). All sums here are exact.
 
 Of a gated SAE the pre-activation of the magnitudes is taken apart, in units of the latent. That of its gate is the
 same up to a factor and a constant, so the shares are the same.
@@ -46,7 +46,7 @@ def encoder_map(
 
 
 def head_shares(sae: SAE, n_heads: int) -> Float[Tensor, "d_sae head"]:
-    """Share of each head in a latent's decoder: ‖W_dec[i, h]‖ / Σ_h' ‖W_dec[i, h']‖ (Kissane et al., section 4.1).
+    """Share of each head in a latent's decoder: ‖W_dec[i, h]‖ / Σ_h' ‖W_dec[i, h']‖ (Kissane et al.).
 
     A latent whose decoder row is zero has no share anywhere. The latents of a head: `shares[:, head].topk(10)`.
 
@@ -95,7 +95,7 @@ def dfa_by_source(
     *,
     batch_size: int = 16,
 ) -> Float[Tensor, "prompt head source"]:
-    """What each head moves to a latent from each position: A_h(d, s) v_h(s) · W_enc[h, i] (Kissane et al., section 2).
+    """What each head moves to a latent from each position: A_h(d, s) v_h(s) · W_enc[h, i] (Kissane et al.).
 
     The sum over sources is `dfa_by_head` at the destination.
 
@@ -213,7 +213,7 @@ def recursive_dfa(
     depth: int = 1,
     top: int = 3,
 ) -> Attribution:
-    """Take a latent apart through earlier attention layers (recursive DFA; Kissane et al., section 4.4).
+    """Take a latent apart through earlier attention layers (recursive DFA; Kissane et al.).
 
     With patterns A and layer-norm scales frozen, the pre-activation is Σ_s r(s) · x(s) + constants, where
     r(s) = Σ_h A_h(d, s) W_V[h] W_enc[h, i] seen through the layer norm at s, and x(s) is the stream before the layer:

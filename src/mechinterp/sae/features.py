@@ -121,7 +121,7 @@ def feature_activations(
         best = best.followed_by(new)
         best = best.strongest(best.latent, top)
         full = torch.bincount(best.latent, minlength=n) == top
-        floor[full] = 1.5 * best.value[best.rank(best.latent) == top - 1]
+        floor[full] = best.value[best.rank(best.latent) == top - 1]
     place = best.latent, best.rank(best.latent)
     where = torch.full((2, n, top), -1, device=device)
     values = torch.zeros(n, top, device=device)

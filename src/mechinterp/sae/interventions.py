@@ -5,7 +5,7 @@ The activations x at the SAE's hook have latents f = encode(x); an edit makes f'
     x + decode(f') - decode(f)      with the SAE's error kept: an edit that changes nothing changes nothing
     decode(f')                      without it
 
-Marks et al. (arXiv:2403.19647, section 3.1) and Kissane et al. (arXiv:2406.17759) keep the error.
+Marks et al. (arXiv:2403.19647) and Kissane et al. (arXiv:2406.17759) keep the error.
 """
 
 from collections.abc import Callable, Sequence
@@ -99,7 +99,7 @@ def ablate(latents: int | Sequence[int], at: Int[Tensor, " prompt"] | None = Non
 
 
 def steer(latents: int | Sequence[int], strength: float, at: Int[Tensor, " prompt"] | None = None) -> LatentEdit:
-    """Add to latents: x moves by strength · W_dec[latent], in units of x (h + α v of arXiv:2411.02193, section 2).
+    """Add to latents: x moves by strength · W_dec[latent], in units of x (h + α v of arXiv:2411.02193).
 
     Args:
         at: one position a prompt; None for all positions.
@@ -224,7 +224,7 @@ def ablation_effects(
     read: Int[Tensor, " prompt"] | None = None,
     batch_size: int = 64,
 ) -> AblationEffects:
-    """Zero every active latent by itself, at one position a prompt; errors kept (Kissane et al., section 4.3).
+    """Zero every active latent by itself, at one position a prompt; errors kept (Kissane et al.).
 
     Only active latents cost anything. On a model that `patching` supports, what comes before the SAE's layer and
     before `at` is computed once; any other model is run whole with a hook.

@@ -95,7 +95,7 @@ def contexts(tokens: Int[Tensor, "prompt pos"], decode: Callable[[int], str]) ->
     last = torch.full_like(tokens, -1).scatter_(1, order, torch.where(same, order.roll(1, 1), -1))
     seen, previous = last >= 0, _shift(tokens, 1)
     passage = seen & (last > 0) & (previous.gather(1, last.clamp(min=0)) == previous)
-    place = (torch.arange(tokens.shape[1]) + 1).log2().floor().long().expand_as(tokens)
+    place = torch.frexp(torch.arange(1.0, tokens.shape[1] + 1)).exponent.long().sub(1).expand_as(tokens)
     by_view = {
         "token": tokens,
         "kind": kind,

@@ -157,9 +157,10 @@ def measures(
 
 
 def _pearson(x: Tensor, y: Tensor) -> float:
+    if x.min() == x.max() or y.min() == y.max():
+        return 0.0
     x, y = x - x.mean(), y - y.mean()
-    size = x.norm() * y.norm()
-    return (x @ y / size).item() if size > 1e-12 * len(x) else 0.0
+    return (x @ y / (x.norm() * y.norm())).item()
 
 
 def _auc(positive: Tensor, negative: Tensor) -> float:
@@ -288,9 +289,10 @@ def study(
     """
     if not columns:
         raise ValueError("no columns to explain; give at least one SAE's activations")
+    if latents is not None and latents < 1:
+        raise ValueError(f"latents must be at least 1, or None for all, not {latents}")
     for name, f in columns.items():
         if f.ndim != 3 or f.shape[:2] != tokens.shape:
-            shape = (*tokens.shape, "latent")
             shape = (*tokens.shape, "latent")
             raise ValueError(f"columns of {name!r} must have shape {shape}, got {tuple(f.shape)}")
         _check_values(repr(name), f)

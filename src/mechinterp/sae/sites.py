@@ -41,7 +41,9 @@ def check_hooks(model: Any, hooks: Sequence[str]) -> None:
         if hook not in model.hook_dict:
             last = hook.split(".")[-1].removeprefix("hook_")
             near = [name for name in model.hook_dict if name.startswith("blocks.0.") and name.endswith(f"hook_{last}")]
-            raise ValueError(f"this model has no hook {hook!r}; in layer 0 there are {', '.join(near) or 'none of that name'}")
+            raise ValueError(
+                f"this model has no hook {hook!r}; in layer 0 there are {', '.join(near) or 'none of that name'}"
+            )
 
 
 def _engine_name(hook: str) -> tuple[str, int] | None:

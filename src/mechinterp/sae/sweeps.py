@@ -46,7 +46,7 @@ class Plan:
         sites: where Gated and JumpReLU are compared. `attention`: where the attention SAEs live.
         d_sae: latents; `d_sae_l1`: of the standard SAEs of the frontier, half as many again (arXiv:2404.16014).
         sparsities: by kind, six levels from dense to sparse. `seeds`, `lr`: of the frontier.
-        attention_l1, attention_rows: λ and rows of text of the attention SAEs.
+        attention_l1, attention_lr, attention_rows: λ, learning rate and rows of text of the attention SAEs.
     """
 
     model: str
@@ -61,6 +61,7 @@ class Plan:
     seeds: tuple[int, ...]
     lr: float
     attention_l1: tuple[float, ...]
+    attention_lr: float
     attention_rows: int
     config: Config
 
@@ -96,7 +97,8 @@ LAB = Plan(
     },
     seeds=(0, 1, 2),
     lr=5e-3,
-    attention_l1=(0.1,) * 5,
+    attention_l1=(0.03, 0.02, 0.12, 0.12, 0.1),
+    attention_lr=2e-3,
     attention_rows=12_000,
     config=_schedule(4000 * 255, 1024),
 )
@@ -111,6 +113,7 @@ PAPER = replace(
     d_sae=24_576,
     d_sae_l1=36_864,
     lr=3e-4,
+    attention_lr=1.2e-3,
     attention_l1=(1.8, 0.8, 1.0, 0.9, 1.1, 1.0, 1.1, 1.1, 1.3, 1.2, 1.3, 3.0),
     attention_rows=300_000,
     config=Config(400_000 * 1023 // 4096, bandwidth=0.01),
@@ -157,7 +160,7 @@ def sweep(name: str, scale: ScaleName) -> Sweep:
     plan = PLANS[scale]
     if name == "attention":
         specs = [
-            Spec("standard", hook, plan.d_sae, l1, lr=plan.lr)
+            Spec("standard", hook, plan.d_sae, l1, lr=plan.attention_lr)
             for hook, l1 in zip(plan.attention, plan.attention_l1, strict=True)
         ]
         tokens = plan.attention_rows * (plan.length - 1)
@@ -166,7 +169,7 @@ def sweep(name: str, scale: ScaleName) -> Sweep:
         return Sweep(tuple(specs), config, plan.attention_rows, plan.attention)
     mlp, resid = plan.sites
     if name.startswith("bandwidth"):
-        levels = plan.sparsities["jumprelu"][1:5]
+        levels = plan.sparsities["jumprelu"][1::2]
         specs = [Spec("jumprelu", mlp, plan.d_sae, level, lr=plan.lr) for level in levels]
         return Sweep(tuple(specs), replace(plan.config, bandwidth=float(name.split()[1])), plan.rows, plan.sites)
     if name == "width":
@@ -178,12 +181,11 @@ def sweep(name: str, scale: ScaleName) -> Sweep:
         ]
         return Sweep(tuple(specs), plan.config, plan.rows, plan.sites)
     if name == "ablations":
-        middle = {kind: levels[3] for kind, levels in plan.sparsities.items()}
         specs = [
             Spec(kind, mlp, plan.d_sae, level, seed, plan.lr, variant)
-            for seed in plan.seeds
+            for seed in plan.seeds[:2]
             for kind, variant in ABLATIONS
-            for level in (plan.sparsities[kind] if variant != "no auxiliary loss" else (middle[kind],))
+            for level in plan.sparsities[kind][1::2]
         ]
         return Sweep(tuple(specs), plan.config, plan.rows, plan.sites)
     site = mlp if name == "frontier mlp" else resid
@@ -235,8 +237,8 @@ def run_sweep(name: str, scale: ScaleName, text: str, out: Path, *, device: str 
 
 def held_out_rows(model: Any, scale: ScaleName) -> Int[Tensor, "row pos"]:
     """Rows that neither the model nor the SAEs have seen: the package's sample, and as many generated ones."""
-    real = packed_rows(model.tokenizer, sample(), 44 if scale == "lab" else 16, 256)
-    return torch.cat([real, generated_rows(model.tokenizer, 44, 256, seed=99)]) if scale == "lab" else real
+    real = packed_rows(model.tokenizer, sample(), 24 if scale == "lab" else 16, 256)
+    return torch.cat([real, generated_rows(model.tokenizer, 24, 256, seed=99)]) if scale == "lab" else real
 
 
 def summary(trained: Trained, model: Any, rows: Int[Tensor, "row pos"]) -> dict[str, Any]:
