@@ -97,7 +97,7 @@ LAB = Plan(
     },
     seeds=(0, 1, 2),
     lr=5e-3,
-    attention_l1=(0.03, 0.02, 0.12, 0.12, 0.1),
+    attention_l1=(0.03, 0.09, 0.2, 0.2, 0.18),
     attention_lr=2e-3,
     attention_rows=12_000,
     config=_schedule(4000 * 255, 1024),
