@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechinterp.datasets.text import generated_rows
-from mechinterp.sae.rules import KINDS, VIEWS, Search, apply_rules, contexts, kind_of
+from mechinterp.sae.rules import KINDS, VIEWS, Rule, Search, apply_rules, contexts, kind_of
 from mechinterp.sae.scorer import Explanation, explain, measures, odds_ratio, study
 
 WORDS = [" the", " of", " Mary", " 7", ",", "ing", "Old", "\n", " cat", " dog", " ran", " sat"] + [
@@ -181,11 +181,58 @@ def test_a_context_seen_in_too_few_prompts_explains_nothing() -> None:
         assert any("token ' the'" in r.text for r in rules) == found
 
 
+def test_a_narrower_rule_needs_its_prompts_too() -> None:
+    """' cat' after ' the' is stronger than ' cat', but in two prompts only."""
+    tokens = torch.randint(9, len(WORDS), (20, 50), generator=torch.Generator().manual_seed(0))
+    tokens[:, 10] = 8
+    tokens[:2, 20:40:2], tokens[:2, 21:40:2] = 0, 8
+    latent = (tokens == 8) * 0.2
+    latent[:2, 21:40:2] = 1.0
+    views, where = contexts(tokens, decode), torch.ones(20, 50, dtype=torch.bool)
+    [rare], [common] = (Search(views, where, support=s).fit(latent, rules=1)[0] for s in (2, 3))
+    assert rare.level > 0.9
+    assert common.text == "token ' cat'"
+
+
+def test_rules_that_save_little_are_not_listed(tokens: torch.Tensor) -> None:
+    search = Search(contexts(tokens, decode), torch.ones(P, L, dtype=torch.bool))
+    latent = (tokens == 0) + 0.02 * (tokens == 1)
+    assert [r.text for r in search.fit(latent)[0]] == ["token ' the'"]
+    assert [r.text for r in search.fit(latent, least=0.0001)[0]] == ["token ' the'", "token ' of'"]
+    both = (tokens == 0) + 0.8 * (tokens == 1) + 0.6 * (tokens == 2)
+    assert len(search.fit(both)[0]) == 3
+    assert len(search.fit(both, rules=2)[0]) == 2
+
+
+def test_the_first_rule_that_matches_decides(tokens: torch.Tensor) -> None:
+    token, previous = (VIEWS.index(v) for v in ("token", "previous"))
+    rules = (
+        Rule(((token, 0),), 0.9, "one"),
+        Rule(((previous, 1),), 0.4, "two"),
+        Rule(((token, 8), (previous, 0)), 0.2, ""),
+    )
+    levels = apply_rules(rules, 0.1, contexts(tokens, decode))
+    for p in range(3):
+        for i in range(1, L):
+            now, before = tokens[p, i].item(), tokens[p, i - 1].item()
+            expected = 0.9 if now == 0 else 0.4 if before == 1 else 0.2 if (now, before) == (8, 0) else 0.1
+            assert levels[p, i] == expected
+
+
+def test_the_seed_chooses_the_held_out_half(tokens: torch.Tensor) -> None:
+    f = torch.where(torch.arange(P)[:, None] < P // 2, 1.0, 0.3) * (tokens < 2)
+    f[P // 2 :, ::2] = 0
+    shares = {explain(tokens, f, decode, seed=s).active for s in range(4)}
+    assert len(shares) == 4
+    whole = (f > 0).double().mean().item()
+    assert all(share == pytest.approx(whole, rel=0.2) for share in shares)
+
+
 def test_measures_by_hand() -> None:
     g = torch.Generator().manual_seed(0)
-    x = torch.randint(0, 4, (6, 40), generator=g).double()
-    y = (torch.randn(6, 40, generator=g) + 0.5 * x).relu().double()
-    where = torch.rand(6, 40, generator=g) < 0.8
+    x = torch.randint(0, 4, (6, 150), generator=g).double()
+    y = (torch.randn(6, 150, generator=g) + 0.5 * x - 3).relu().double()
+    where = torch.rand(6, 150, generator=g) < 0.8
     r, auc, fuzzing = measures(x, y, where)
     assert r == pytest.approx(torch.corrcoef(torch.stack([x[where], y[where]]))[0, 1].item())
     assert auc == pytest.approx(pairs(x[where & (y > 0)], x[where & (y == 0)]))
@@ -194,7 +241,8 @@ def test_measures_by_hand() -> None:
     for p, i in strong.nonzero().tolist():
         near[p, max(0, i - 16) : i + 17] = True
     assert fuzzing == pytest.approx(pairs(x[strong], x[where & near & (y == 0)]))
-    assert measures(torch.ones(6, 40), y, where) == (0.0, 0.5, 0.5)
+    assert 0.1 < near.double().mean() < 0.9
+    assert measures(torch.ones(6, 150), y, where) == (0.0, 0.5, 0.5)
 
 
 def pairs(positive: torch.Tensor, negative: torch.Tensor) -> float:
@@ -290,6 +338,10 @@ def test_odds_turn_around(a: int, n: int, c: int, m: int) -> None:
     assert one.value * other.value == pytest.approx(1)
     assert one.interval[0] * other.interval[1] == pytest.approx(1)
     assert 0 < one.interval[0] < one.value < one.interval[1] < math.inf
+
+
+def test_an_empty_cell_counts_half() -> None:
+    assert odds_ratio(0, 10, 5, 10).value == pytest.approx((0.5 / 10.5) / (5.5 / 5.5))
 
 
 def test_the_interval_of_the_odds_covers() -> None:

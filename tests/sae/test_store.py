@@ -98,7 +98,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(
 def test_what_is_refused(model: Any, rows: Tensor) -> None:
     with pytest.raises(ValueError, match=r"no hook 'blocks.1.hook_mlp_oot'.*"):
         Store(model, rows, ("blocks.1.hook_mlp_oot",))
-    with pytest.raises(ValueError, match="no hook 'blocks.9.attn.hook_z'; in layer 0 there are blocks.0.attn.hook_z"):
+    with pytest.raises(ValueError, match=r"no hook 'blocks\.9\.attn\.hook_z'; in layer 0 there are blocks\.0\.attn"):
         Store(model, rows, ("blocks.9.attn.hook_z",))
     with pytest.raises(ValueError, match="do not fill one batch of 4096"):
         Store(model, rows, HOOKS[:1])

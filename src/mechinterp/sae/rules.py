@@ -160,14 +160,11 @@ class Search:
         found: list[Rule] = []
         while len(found) < rules and len(left):
             base = y[left].mean().item()
-            gains = torch.where(self.usable, _saved(sums, base), -torch.inf)
-            starts = [int(i) for i in gains.topk(min(3, len(gains))).indices if gains[i] > 0]
-            tried = [self._refine(y, left, i, gains[i].item(), base, depth) for i in starts]
-            gain, chosen, at = max(tried, key=lambda t: t[0], default=(0.0, [], left))
+            gain, chosen, at = self._grow(y, left, sums, base, depth)
             if not chosen or gain < least * total:
                 break
             level = ((y[at].sum() + base) / (len(at) + 1)).item()
-            found.append(self._rule(self._needed(chosen, at, left), level))
+            found.append(self._rule(chosen, level))
             sums = sums - self._sums(y, at)
             left = left[~torch.isin(left, at, assume_unique=True)]
         return tuple(found), y[left].mean().item() if len(left) else 0.0
@@ -182,29 +179,18 @@ class Search:
     def _match(self, atom: int, at: Tensor) -> Tensor:
         return at[self.ids[self.views.atom_view[atom], at] == atom]
 
-    def _refine(
-        self, y: Tensor, at: Tensor, atom: int, gain: float, base: float, depth: int
-    ) -> tuple[float, list[int], Tensor]:
-        """A rule that begins with an atom and takes further ones as long as they save more."""
-        chosen, at = [atom], self._match(atom, at)
+    def _grow(self, y: Tensor, at: Tensor, sums: Tensor, base: float, depth: int) -> tuple[float, list[int], Tensor]:
+        """The condition that saves most, narrowed by further ones as long as they save more; where it matches."""
+        gain, chosen = 0.0, list[int]()
         while len(chosen) < depth:
-            gains = torch.where(self.usable, _saved(self._sums(y, at), base), -torch.inf)
+            gains = torch.where(self.usable, _saved(sums, base), -torch.inf)
             best = int(gains.argmax())
-            narrower = self._match(best, at)
+            narrower = at[self.ids[self.views.atom_view[best], at] == best]
             if gains[best] <= gain * (1 + 1e-9) or len(self.prompt[narrower].unique()) < self.support:
                 break
             chosen, at, gain = [*chosen, best], narrower, gains[best].item()
+            sums = self._sums(y, at)
         return gain, chosen, at
-
-    def _needed(self, chosen: list[int], at: Tensor, left: Tensor) -> list[int]:
-        """The conditions without those that say nothing beside the others."""
-        for atom in chosen[:-1]:
-            fewer = [c for c in chosen if c != atom]
-            match = left
-            for c in fewer:
-                match = self._match(c, match)
-            chosen = fewer if len(match) == len(at) else chosen
-        return chosen
 
     def _rule(self, chosen: list[int], level: float) -> Rule:
         conditions = tuple(sorted((int(self.views.atom_view[c]), int(self.views.atom_value[c])) for c in chosen))
