@@ -19,12 +19,13 @@ CHECKED := _build/check
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .NOTPARALLEL:
-.PHONY: help install test lint types unit chapters book browser paper rehearsal lock clean
+.PHONY: help install test lint types unit chapters book browser paper rehearsal peers lock clean
 help:
 	@echo "make test    all checks           make book       build the website"
 	@echo "make lint    style                make types      mypy"
 	@echo "make unit    tests and doctests   make chapters   notebooks at lab scale, results compared"
 	@echo "make browser the site in Chromium make paper      every chapter at paper scale (network, GPU)"
+	@echo "make peers   environments of other libraries, for one test (it skips without) and the SAE benchmark"
 	@echo "make lock    new requirements.lock make clean      remove what was built"
 
 install: $(VENV)/.installed
@@ -41,6 +42,16 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep -E '^torch==' requirements.lock)"
 	$(PIP) install -c requirements.lock -e '.[dev,bench]'
 	@touch $@
+
+peers: .venv-sae-lens/.installed .venv-dictionary-learning/.installed
+
+.venv-sae-lens/.installed: PINS = tests/sae/sae_lens.lock
+.venv-dictionary-learning/.installed: PINS = benchmarks/_peers/dictionary_learning.lock
+.venv-%/.installed: install
+	@[ -f $@ ] && [ $@ -nt $(PINS) ] || { echo "== environment: $(@D)" && \
+	  $(BIN)/python -m venv $(@D) && \
+	  $(@D)/bin/python -m pip -q --disable-pip-version-check --no-input install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep -E '^torch==' $(PINS))" && \
+	  $(@D)/bin/python -m pip -q --disable-pip-version-check --no-input install -r $(PINS) && touch $@; }
 
 test: lint types unit chapters browser
 	@echo "== all checks passed"

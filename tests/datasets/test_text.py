@@ -35,3 +35,23 @@ def test_what_cannot_be_had(tokenizer, monkeypatch) -> None:
     monkeypatch.setattr("datasets.load_dataset", lambda name, split, streaming: iter([{"body": "a"}]))
     with pytest.raises(ValueError, match="no column 'text'; it has body"):
         text.from_hub("some/dataset")
+
+
+def test_packed_rows_are_the_text_in_order(tokenizer):
+    texts = ["The first book. " * 40, "Too short.", "Another one, longer than the first. " * 40]
+    rows = text.packed_rows(tokenizer, texts, 8, 32)
+    assert rows.shape == (8, 32)
+    assert (rows[:, 0] == tokenizer.bos_token_id).all()
+    first = tokenizer.encode(texts[0], add_special_tokens=False)
+    whole = len(first) // 31
+    assert rows[:whole, 1:].flatten().tolist() == first[: whole * 31]
+    assert rows[whole, 1:].tolist() == tokenizer.encode(texts[2], add_special_tokens=False)[:31]
+    one_each = text.packed_rows(tokenizer, texts, 2, 32, per_text=1)
+    assert torch.equal(one_each, rows[[0, whole]])
+
+
+def test_texts_that_do_not_fill_the_rows_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="fill only 0 rows of 32 tokens, 1 were asked for"):
+        text.packed_rows(tokenizer, ["short"], 1, 32)
+    with pytest.raises(ValueError, match="at least two tokens"):
+        text.packed_rows(tokenizer, ["short"], 1, 1)
