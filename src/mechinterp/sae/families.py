@@ -1,12 +1,13 @@
 """What kind of thing a latent of an attention-output SAE speaks for, by rules instead of by eye.
 
 Kissane et al. (arXiv:2406.17759, section 3) read the strongest examples of latents and meet three families: induction,
-local context, high-level context. Here a latent's family follows from where its activations come from (direct feature
-attribution, DFA), and is then put to the test by changing the text: whatever the family says does not matter may be
-replaced, and what it says matters may not. `control` gives directions on which the same rules must find little.
+local context, high-level context. Here a latent is asked three things. Where do its activations come from (direct
+feature attribution, DFA)? That gives its family. Is that so (`context_test`): may all be replaced that the family says
+does not matter, and nothing that matters? And do its sources have something in common (`themes`)? `control` makes
+random directions of the same layer. They show which of the questions are about latents, and which about heads.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -23,6 +24,8 @@ from mechinterp.sae.sites import activations
 
 Family = Literal["induction", "local", "long-range", "mixed"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
+Role = Literal["induction", "previous token", "present token", "none"]
+ROLES: tuple[Role, ...] = get_args(Role)
 
 
 def folded(tokenizer: Any, d_vocab: int) -> Int[Tensor, " vocab"]:
@@ -46,10 +49,10 @@ class Sources:
     Attributes:
         hook: where the SAE stands. `latents`: those with enough examples.
         prompt, position, value: examples of each, from its strongest down to the last of its record.
-        induction, local, far: share of the positive DFA that comes from tokens behind an earlier copy of the present
-            one; from the token itself and the `near` before it; from more than `distant` tokens back. The last two
-            without the first.
-        source: the position that adds most.
+        induction: share of the positive DFA that comes from tokens behind an earlier copy of the present one. `itself`,
+            `previous`: from the present token and the one before. `local`: from the present one and `near` before it;
+            `far`: from more than `distant` back, both without the tokens that count as induction.
+        source: the position that adds most. `word`: the token there.
     """
 
     hook: str
@@ -58,22 +61,36 @@ class Sources:
     position: Int[Tensor, "latent n"]
     value: Float[Tensor, "latent n"]
     induction: Float[Tensor, "latent n"]
+    itself: Float[Tensor, "latent n"]
+    previous: Float[Tensor, "latent n"]
     local: Float[Tensor, "latent n"]
     far: Float[Tensor, "latent n"]
     source: Int[Tensor, "latent n"]
+    word: Int[Tensor, "latent n"]
     near: int
     distant: int
 
     @property
     def family(self) -> list[Family]:
         """By latent: the first of the three whose median share over the examples is at least one half."""
-        shares = torch.stack([self.induction.median(1).values, self.local.median(1).values, self.far.median(1).values])
-        first = torch.cat([shares >= 0.5, torch.ones_like(shares[:1], dtype=torch.bool)]).int().argmax(0)
-        return [FAMILIES[i] for i in first.tolist()]
+        return [FAMILIES[i] for i in _first(self.induction, self.local, self.far)]
+
+    @property
+    def role(self) -> list[Role]:
+        """By latent: the one relation of source and present token that has at least one half, by medians again."""
+        return [ROLES[i] for i in _first(self.induction, self.previous, self.itself)]
 
     def __getitem__(self, which: Tensor) -> "Sources":
         """Those of some latents, by place."""
-        return replace(self, **{name: x[which] for name, x in vars(self).items() if isinstance(x, Tensor)})
+        picked: dict[str, Any] = {n: x[which] if isinstance(x, Tensor) else x for n, x in vars(self).items()}
+        return Sources(**picked)
+
+
+def _first(*shares: Float[Tensor, "latent n"]) -> list[int]:
+    """Which share is the first with a median of at least one half; their number if none is."""
+    medians = torch.stack([share.median(1).values for share in shares])
+    enough = torch.cat([medians >= 0.5, torch.ones_like(medians[:1], dtype=torch.bool)])
+    return [int(i) for i in enough.int().argmax(0)]
 
 
 @torch.no_grad()
@@ -104,7 +121,8 @@ def sources(
     >>> from mechinterp.models import load
     >>> from mechinterp.sae import initial
     >>> from mechinterp.sae.features import feature_activations
-    >>> model, sae = load("lab", device="cpu"), SAE("topk", initial("topk", 256, 512, seed=0), 8, "blocks.2.attn.hook_z")
+    >>> model = load("lab", device="cpu")
+    >>> sae = SAE("topk", initial("topk", 256, 512, seed=0), 8, "blocks.2.attn.hook_z")
     >>> record = feature_activations(model, sae, torch.randint(1, 8192, (12, 16)), top=2)
     >>> found = sources(model, sae, record, n=2)
     >>> found.local.shape == (len(found.latents), 2), set(found.family) <= set(FAMILIES)
@@ -132,9 +150,7 @@ def sources(
             got[names[hook.name]] = x
 
         hooks = [(name, grab) for name in names]
-        model.run_with_hooks(
-            record.tokens[some].to(device), fwd_hooks=hooks, return_type=None, stop_at_layer=layer + 1
-        )
+        model.run_with_hooks(record.tokens[some].to(device), fwd_hooks=hooks, return_type=None, stop_at_layer=layer + 1)
         for row, p in enumerate(some.tolist()):
             here = (prompt == p).nonzero()[:, 0]
             v, own = got["v"][row], weight[:, :, latent[here].to(device)]
@@ -161,9 +177,12 @@ def sources(
         position=position.view(-1, n),
         value=record.value[latents][:, ranks],
         induction=share(behind),
+        itself=share((back == 0) & ~behind),
+        previous=share((back == 1) & ~behind),
         local=share((back <= near) & ~behind),
         far=share((back > distant) & ~behind),
         source=positive.argmax(1).view(-1, n),
+        word=tokens.gather(1, positive.argmax(1)[:, None]).view(-1, n),
         near=near,
         distant=distant,
     )
@@ -241,7 +260,9 @@ def context_test(
             some = torch.tensor(jobs[start : start + batch_size])
             edited = torch.stack(
                 [
-                    torch.where(masks[family[i]][turn][i], (random if family[i] == "induction" else other)[i], tokens[i])
+                    torch.where(
+                        masks[family[i]][turn][i], (random if family[i] == "induction" else other)[i], tokens[i]
+                    )
                     for i in some.tolist()
                 ]
             )[:, : int(position[some].max()) + 1]

@@ -176,20 +176,20 @@ class Search:
         ids, values = self.ids[:, on].flatten(), y[on].repeat(len(self.ids))
         return torch.stack([n] + [torch.bincount(ids, weights=values**k, minlength=self.size) for k in (1, 2)])
 
-    def _match(self, atom: int, at: Tensor) -> Tensor:
-        return at[self.ids[self.views.atom_view[atom], at] == atom]
-
     def _grow(self, y: Tensor, at: Tensor, sums: Tensor, base: float, depth: int) -> tuple[float, list[int], Tensor]:
         """The condition that saves most, narrowed by further ones as long as they save more; where it matches."""
         gain, chosen = 0.0, list[int]()
+        gains = torch.where(self.usable, _saved(sums, base), -torch.inf)
         while len(chosen) < depth:
-            gains = torch.where(self.usable, _saved(sums, base), -torch.inf)
             best = int(gains.argmax())
-            narrower = at[self.ids[self.views.atom_view[best], at] == best]
-            if gains[best] <= gain * (1 + 1e-9) or len(self.prompt[narrower].unique()) < self.support:
+            if gains[best] <= gain * (1 + 1e-9):
                 break
+            narrower = at[self.ids[self.views.atom_view[best], at] == best]
+            if len(self.prompt[narrower].unique()) < self.support:
+                gains[best] = -torch.inf
+                continue
             chosen, at, gain = [*chosen, best], narrower, gains[best].item()
-            sums = self._sums(y, at)
+            gains = torch.where(self.usable, _saved(self._sums(y, at), base), -torch.inf)
         return gain, chosen, at
 
     def _rule(self, chosen: list[int], level: float) -> Rule:

@@ -11,8 +11,9 @@ import argparse
 import json
 import lzma
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from mechinterp.sae.architectures import SAE, Kind
 from mechinterp.sae.formats import load as load_sae
 from mechinterp.sae.formats import save
 from mechinterp.sae.losses import Variant
-from mechinterp.sae.metrics import Name, evaluate, site
+from mechinterp.sae.metrics import Name, Site, evaluate, site
 from mechinterp.sae.store import Store
 from mechinterp.sae.training import Config, Spec, Trained, train
 
@@ -198,13 +199,16 @@ def sweep(name: str, scale: ScaleName) -> Sweep:
     return Sweep(tuple(specs), plan.config, plan.rows, plan.sites)
 
 
-def text_rows(model: Any, scale: ScaleName, n: int, text: str) -> Int[Tensor, "row pos"]:
+@lru_cache(maxsize=1)
+def text_rows(scale: ScaleName, n: int, text: str) -> Int[Tensor, "row pos"]:
     """Rows to train on: half real text, half generated documents at lab scale, as the lab model was trained.
 
     Args:
         text: a folder with files `train*.txt` or `train*.txt.xz`, or a dataset of the hub.
     """
-    length, tokenizer = PLANS[scale].length, model.tokenizer
+    from mechinterp.models import load_tokenizer
+
+    length, tokenizer = PLANS[scale].length, load_tokenizer(PLANS[scale].model)
     if not Path(text).is_dir():
         return packed_rows(tokenizer, from_hub(text, documents=n), n, length)
     generated = n // 2 if scale == "lab" else 0
@@ -229,7 +233,7 @@ def run_sweep(name: str, scale: ScaleName, text: str, out: Path, *, device: str 
     plan, wanted = PLANS[scale], sweep(name, scale)
     model = load(plan.model, device=device)
     folder = out / scale / name.replace(" ", "_")
-    rows = text_rows(model, scale, wanted.rows, text)
+    rows = text_rows(scale, wanted.rows, text)
     block = 800 if scale == "lab" else 256
     store = Store(model, rows, wanted.hooks, batch=plan.batch, block=block, cache=out / scale / "cache")
     return train(wanted.specs, store, wanted.config, folder=folder, save_every=240)
@@ -241,14 +245,18 @@ def held_out_rows(model: Any, scale: ScaleName) -> Int[Tensor, "row pos"]:
     return torch.cat([real, generated_rows(model.tokenizer, 24, 256, seed=99)]) if scale == "lab" else real
 
 
-def summary(trained: Trained, model: Any, rows: Int[Tensor, "row pos"]) -> dict[str, Any]:
+def sweep_sites(trained: Trained) -> list[str]:
+    """The hooks of a sweep's SAEs, each once."""
+    return list(dict.fromkeys(spec.hook for spec in trained.specs))
+
+
+def summary(trained: Trained, model: Any, sites: Mapping[str, Site]) -> dict[str, Any]:
     """A sweep as it stands in the package: its settings, and the quality of every SAE on held-out text.
 
     For each SAE: its spec, the measures of `metrics.Quality` with intervals over rows, and of its latents the share
     that fires on more than 1 % and on more than 10 % of the tokens, and a histogram of log10 density from -5 to 0 in
     steps of a quarter.
     """
-    sites = {hook: site(model, rows, hook) for hook in dict.fromkeys(spec.hook for spec in trained.specs)}
     saes = []
     for spec, sae in tqdm(list(zip(trained.specs, trained.saes, strict=True)), desc="evaluating", unit="SAE"):
         found = evaluate(model, sae, sites[spec.hook])
@@ -265,6 +273,7 @@ def summary(trained: Trained, model: Any, rows: Int[Tensor, "row pos"]) -> dict[
     losses = {
         hook: {name: _digits(float(getattr(at, name).sum() / at.predicted.sum())) for name in ("clean", "zero", "mean")}
         for hook, at in sites.items()
+        if hook in sweep_sites(trained)
     }
     facts = trained.saes[0].facts
     return {"config": facts["config"], "tokens": facts["tokens"], "loss": losses, "saes": saes}
@@ -282,9 +291,11 @@ def export(scale: ScaleName, names: Sequence[str], text: str, out: Path, *, devi
     found = json.loads(path.read_text()) if path.exists() else {}
     model = load(PLANS[scale].model, device=device)
     rows = held_out_rows(model, scale)
+    sites: dict[str, Site] = {}
     for name in names:
         trained = run_sweep(name, scale, text, out, device=device)
-        found[name] = summary(trained, model, rows)
+        sites |= {hook: site(model, rows, hook) for hook in sweep_sites(trained) if hook not in sites}
+        found[name] = summary(trained, model, sites)
         if scale == "lab":
             for folder, sae in _worth_shipping(name, trained):
                 save(sae, SHIPPED / folder, dtype=torch.float16)
