@@ -51,7 +51,8 @@ peers: .venv-sae-lens/.installed .venv-dictionary-learning/.installed
 	@[ -f $@ ] && [ $@ -nt $(PINS) ] || { echo "== environment: $(@D)" && \
 	  $(BIN)/python -m venv $(@D) && \
 	  $(@D)/bin/python -m pip -q --disable-pip-version-check --no-input install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep -E '^torch==' $(PINS))" && \
-	  $(@D)/bin/python -m pip -q --disable-pip-version-check --no-input install -r $(PINS) && touch $@; }
+	  $(@D)/bin/python -m pip -q --disable-pip-version-check --no-input install -r $(PINS) && \
+	  { $(@D)/bin/python -m pip -q uninstall -y torchvision 2>/dev/null; touch $@; }; } # nnsight's does not fit a CPU build
 
 test: lint types unit chapters browser
 	@echo "== all checks passed"

@@ -63,10 +63,10 @@ def test_a_stack_gives_what_its_members_give_alone(data: Given) -> None:
         close(alone, sae, atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", SPARSITY)
-def test_a_killed_run_goes_on_to_the_same_numbers(data: Given, kind: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "variant"), [*((kind, "") for kind in SPARSITY), ("gated", "no r_mag")])
+def test_a_killed_run_goes_on_to_the_same_numbers(data: Given, kind: Any, variant: Any, tmp_path: Path) -> None:
     config = replace(CONFIG, steps=30, log_every=5, dead_after=600, resample_every=8)
-    specs = [Spec(kind, "here", 32, SPARSITY[kind])]
+    specs = [Spec(kind, "here", 32, SPARSITY[kind], variant=variant)]
     whole = train(specs, data, config)
     train(specs, data, config, folder=tmp_path, save_every=0, stop_at=17)
     resumed = train(specs, data, config, folder=tmp_path, save_every=0)

@@ -1,4 +1,4 @@
-"""What the latents of a head have in common: one role, one theme, or nothing (Kissane et al., arXiv:2406.17759, §4.1)."""
+"""What the latents of a head have in common: one role, one theme, or nothing (arXiv:2406.17759, section 4.1)."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Themes:
 
 
 def themes(found: Sources, embedding: Float[Tensor, "vocab d_model"]) -> Themes:
-    """Do the tokens that a latent reads resemble each other? By their embeddings, mean of the vocabulary taken away.
+    """Do the tokens that a latent reads resemble each other? By their embeddings, less the mean of all sources.
 
     Errors: `ValueError` for less than two examples a latent.
 
@@ -38,10 +38,10 @@ def themes(found: Sources, embedding: Float[Tensor, "vocab d_model"]) -> Themes:
     n = found.word.shape[1]
     if n < 2:
         raise ValueError("what do sources have in common? There must be two examples of each latent at least")
-    e = embedding.detach().cpu().float()
-    e = e - e.mean(0)
-    e = e / e.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    vector = e[found.word].mean(1)
+    e = embedding.detach().cpu().float()[found.word]
+    e = e - e.mean((0, 1))
+    e = e / e.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    vector = e.mean(1)
     return Themes(vector, (n * vector.square().sum(-1) - 1) / (n - 1))
 
 
@@ -51,39 +51,31 @@ class HeadKinds:
 
     Attributes:
         latents: places in `Sources` of the top latents of each head. `role`: the commonest of their roles but "none",
-            and `agree`: how many have it, as a share. `alike`: mean cosine of two of their themes. `limit`: what
-            `alike` has to exceed: a quantile over random sets of as many latents of the layer.
-        least: how large `agree` has to be.
+            and `agree`: how many have it, as a share.
+        across: mean cosine of two sources of different ones. `within`: of two sources of the same one.
     """
 
     latents: Int[Tensor, "head top"]
     role: tuple[Role, ...]
     agree: Float[Tensor, " head"]
-    alike: Float[Tensor, " head"]
-    limit: float
-    least: float
+    across: Float[Tensor, " head"]
+    within: Float[Tensor, " head"]
 
     @property
-    def one_kind(self) -> Bool[Tensor, " head"]:
-        """One role or one theme."""
-        return (self.agree >= self.least) | (self.alike > self.limit)
+    def likeness(self) -> Float[Tensor, " head"]:
+        """`across` over `within`: 1 if the sources of any two latents are as alike as those of one, 0 if not at all."""
+        return self.across / self.within.clamp(min=1e-12)
+
+    def one_kind(self, *, role: float = 0.9, theme: float = 0.5) -> Bool[Tensor, " head"]:
+        """Nearly all of the latents have one role, or they have one theme."""
+        return (self.agree >= role - 1e-6) | ((self.likeness >= theme) & (self.within > 0))
 
 
-def head_kinds(
-    found: Sources,
-    themes: Themes,
-    shares: Float[Tensor, "d_sae head"],
-    *,
-    top: int = 10,
-    least: float = 0.9,
-    quantile: float = 0.99,
-    draws: int = 2000,
-    seed: int = 0,
-) -> HeadKinds:
-    """Are the `top` latents of every head's largest decoder shares of one kind (Kissane et al., section 4.1)?
+def head_kinds(found: Sources, themes: Themes, shares: Float[Tensor, "d_sae head"], *, top: int = 10) -> HeadKinds:
+    """Are the `top` latents of every head's largest decoder shares of one kind?
 
-    One kind is one role, shared by nearly all of them, or one theme: their sources are more alike than those of random
-    latents of the layer.
+    One kind is one role, such as induction of whatever token, or one theme: sources that are nearly as much alike
+    across latents as within one.
 
     Args:
         shares: of `attribution.head_shares`. Latents that are not in `found` are left out.
@@ -93,19 +85,13 @@ def head_kinds(
     if not 2 <= top <= len(found.latents):
         raise ValueError(f"top must lie in 2..{len(found.latents)}, the latents with examples, not {top}")
     chosen = shares.cpu()[found.latents].topk(top, dim=0).indices.T
-    unit = themes.vector / themes.vector.norm(dim=1, keepdim=True).clamp(min=1e-12)
-
-    def alike(sets: Int[Tensor, "set top"]) -> Float[Tensor, " set"]:
-        return (unit[sets].sum(1).square().sum(-1) - top) / (top * (top - 1))
-
-    generator = torch.Generator().manual_seed(seed)
-    random = torch.stack([torch.randperm(len(unit), generator=generator)[:top] for _ in range(draws)])
-    roles, agree = found.role, []
+    v = themes.vector[chosen]  # head top d_model
+    across = (v.sum(1).square().sum(-1) - v.square().sum(-1).sum(1)) / (top * (top - 1))
     names: list[Role] = []
+    agree, roles = [], found.role
     for row in chosen.tolist():
         counts = Counter(role for role in (roles[i] for i in row) if role != "none")
         role, count = counts.most_common(1)[0] if counts else (ROLES[-1], 0)
         names.append(role)
         agree.append(count / top)
-    limit = alike(random).quantile(quantile).item()
-    return HeadKinds(chosen, tuple(names), torch.tensor(agree), alike(chosen), limit, least)
+    return HeadKinds(chosen, tuple(names), torch.tensor(agree), across, themes.coherence[chosen].mean(1))

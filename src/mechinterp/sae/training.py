@@ -215,7 +215,7 @@ class _Stack:
                 new = {"W_enc": columns, "W_dec": fresh}.get(name, torch.zeros_like(value))
                 value.copy_(torch.where(mask, new, value))
                 state = adam.state[self.params[name]]
-                for moment in ("exp_avg", "exp_avg_sq"):
+                for moment in {"exp_avg", "exp_avg_sq"} & set(state):
                     state[moment] *= ~mask
             self.age = torch.where(dead, 0.0, self.age)
 
@@ -372,7 +372,10 @@ def _save(
         tensors |= {f"{i}.age": stack.age, f"{i}.smallest": stack.smallest}
         for name, value in stack.params.items():
             tensors[f"{i}.{name}"] = value.detach()
-            tensors |= {f"{i}.{name}.{key}": adam.state[value][key] for key in ("exp_avg", "exp_avg_sq")}
+            state = adam.state[value]  # empty for what a variant leaves untrained
+            tensors |= {
+                f"{i}.{name}.{key}": state.get(key, torch.zeros_like(value)) for key in ("exp_avg", "exp_avg_sq")
+            }
     meta = {"identity": identity, "step": str(step), "steps": json.dumps(steps)}
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, safetensors.torch.save({n: t.contiguous().cpu() for n, t in tensors.items()}, meta))
