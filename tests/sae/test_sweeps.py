@@ -75,5 +75,5 @@ def test_what_is_refused(small: Path, tmp_path_factory: pytest.TempPathFactory) 
     with pytest.raises(ValueError, match="no sweep 'frontier' at scale 'lab'"):
         sweeps.sweep("frontier", "lab")
     empty = tmp_path_factory.mktemp("empty")
-    with pytest.raises(ValueError, match=r"no files train\*.txt"):
+    with pytest.raises(ValueError, match=r"no .txt or .txt.xz files matching"):
         sweeps.run_sweep("attention", "lab", str(empty), small / "runs")

@@ -9,7 +9,6 @@ quality of each SAE on text that neither it nor the model has seen. Kill it and 
 
 import argparse
 import json
-import lzma
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -207,23 +206,16 @@ def text_rows(scale: ScaleName, n: int, text: str) -> Int[Tensor, "row pos"]:
         text: a folder with files `train*.txt` or `train*.txt.xz`, or a dataset of the hub.
     """
     from mechinterp.models import load_tokenizer
+    from mechinterp.models.mixture import read_texts
 
     length, tokenizer = PLANS[scale].length, load_tokenizer(PLANS[scale].model)
     if not Path(text).is_dir():
         return packed_rows(tokenizer, from_hub(text, documents=n), n, length)
     generated = n // 2 if scale == "lab" else 0
-    texts = _books(Path(text))
+    texts = list(read_texts(Path(text)))
     real = packed_rows(tokenizer, texts, n - generated, length, per_text=-(-n // max(1, len(texts))))
     rows = torch.cat([real, generated_rows(tokenizer, generated, length, seed=1)]) if generated else real
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
-
-
-def _books(folder: Path) -> list[str]:
-    paths = sorted(p for p in folder.glob("train*") if p.name.endswith((".txt", ".txt.xz")))
-    if not paths:
-        raise ValueError(f"no files train*.txt or train*.txt.xz in {folder}")
-    read = [(lzma.open if p.suffix == ".xz" else open)(p, "rt", encoding="utf8").read() for p in paths]
-    return [book for whole in read for book in whole.split("\0")]
 
 
 def run_sweep(name: str, scale: ScaleName, text: str, out: Path, *, device: str | None = None) -> Trained:
