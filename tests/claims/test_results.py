@@ -121,3 +121,10 @@ def test_a_damaged_file_stops_the_scoreboard(tmp_path):
     write_results(RESULTS, tmp_path).write_text("{")
     with pytest.raises(ValueError, match="not complete JSON"):
         scoreboard(tmp_path)
+
+
+def test_a_claim_over_networks_trained_on_the_spot_may_drift(monkeypatch):
+    monkeypatch.setitem(CLAIMS["ioi"], "IOI-1", dataclasses.replace(CLAIMS["ioi"]["IOI-1"], drift=0.5))
+    old, new, far = (changed(value=value) for value in (3.0, 3.4, 3.7))
+    assert compare(old, new) == []
+    assert [str(change) for change in compare(old, far)] == ["IOI-1: was 3, is 3.7"]

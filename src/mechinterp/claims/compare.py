@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mechinterp.claims.expectations import show
+from mechinterp.claims.registry import CLAIMS
 from mechinterp.claims.results import Results
 
 
@@ -26,8 +27,8 @@ class Change:
 def compare(old: Results, new: Results, *, rtol: float = 0.02, atol: float = 0.005) -> list[Change]:
     """Every difference that a reader should be told of: values, verdicts, expectations, model and seed.
 
-    Numbers may differ by `atol + rtol * |old|`, the rounding of other processors; names of heads may
-    not differ at all. Dates, seconds, versions, devices and notes are no changes. Empty means equal.
+    Numbers may differ by `atol + rtol * |old|`, the rounding of other processors, and by the claim's own `drift`;
+    names of heads may not differ at all. Dates, seconds, versions, devices and notes are no changes. Empty means equal.
     """
     changes = [
         Change(name, f"was {getattr(old, name)!r}, is {getattr(new, name)!r}")
@@ -39,7 +40,8 @@ def compare(old: Results, new: Results, *, rtol: float = 0.02, atol: float = 0.0
         if before is None or after is None:
             changes.append(Change(id, "was recorded, is missing" if after is None else "is new, was not recorded"))
             continue
-        if not _close(before.value, after.value, rtol, atol):
+        claim = CLAIMS.get(old.chapter, {}).get(id)
+        if not _close(before.value, after.value, rtol, atol + (claim.drift if claim else 0.0)):
             changes.append(Change(id, f"was {show(before.value)}, is {show(after.value)}"))
         # The ends of an interval are noisier than the value; only whether there is one is compared.
         if (before.interval is None) != (after.interval is None):

@@ -20,6 +20,8 @@ class Claim:
         why_not_lab: the reason, exactly when `lab` is None.
         measure: what is computed, in a few words.
         unverified: the paper's value has not been checked against its text.
+        drift: by how much the value may differ from the committed one on another processor, beyond rounding: for
+            estimates over networks that are trained on the spot, since training amplifies rounding.
     """
 
     id: str
@@ -31,6 +33,7 @@ class Claim:
     lab: Expectation | None = None
     why_not_lab: str = ""
     unverified: bool = False
+    drift: float = 0.0
 
     def __post_init__(self) -> None:
         if (self.lab is None) != bool(self.why_not_lab):

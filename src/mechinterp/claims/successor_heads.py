@@ -71,6 +71,7 @@ SUCCESSOR_HEADS: tuple[Claim, ...] = (
         paper=_around(0.7, 0.15),
         lab=Range(0.3, 1),
         unverified=True,
+        drift=0.03,
     ),
     Claim(
         id="SH-7",
