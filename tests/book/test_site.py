@@ -134,6 +134,7 @@ def test_page(browser: Any, server: str, path: str, width: int, theme: str) -> N
         ("02_copy_suppression", 8, 0, 22),
         ("03_successor_heads", 11, 0, 13),
         ("04_grokking_efficiency", 10, 0, 13),
+        ("05_attention_output_saes", 10, 0, 11),
         ("06_gated_vs_jumprelu", 12, 0, 24),
     ],
 )
