@@ -72,12 +72,12 @@ class Sources:
 
     @property
     def family(self) -> list[Family]:
-        """By latent: the first of the three whose median share over the examples is at least one half."""
+        """For each latent, the first of the three whose median share over the examples is at least one half."""
         return [FAMILIES[i] for i in _first(self.induction, self.local, self.far)]
 
     @property
     def role(self) -> list[Role]:
-        """By latent: the one relation of source and present token that has at least one half, by medians again."""
+        """For each latent, the one relation of source and present token that has at least one half, by medians again."""
         return [ROLES[i] for i in _first(self.induction, self.previous, self.itself)]
 
     def __getitem__(self, which: Tensor) -> "Sources":

@@ -24,7 +24,7 @@ from mechinterp.sae.sites import activations, check_hooks, layer_of
 Edit = Callable[[Float[Tensor, "batch pos d_sae"]], Float[Tensor, "batch pos d_sae"]]
 """From latents to latents of the same shape."""
 SITES = ("attn.hook_z", "hook_attn_out", "hook_mlp_out", "hook_resid_pre", "hook_resid_post")
-"""Where an SAE may stand: what reaches the rest of the model through nothing else."""
+"""Where an SAE may stand, since what is there reaches the rest of the model through nothing else."""
 
 
 def check_sae(model: Any, sae: SAE, sites: Sequence[str] = SITES) -> int:

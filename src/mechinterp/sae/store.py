@@ -151,7 +151,7 @@ class Store(_Shuffled):
 
     @cached_property
     def digest(self) -> str:
-        """Names what is in the store: the model's weights (by two sums), the text, the hooks and the block size."""
+        """A name for the model's weights (by two sums), the text, the hooks and the block size."""
         weights = [float(w.double().sum()) for w in (self.model.W_E, self.model.W_O)]
         facts = json.dumps([weights, list(self.hooks), self.block, list(self.skip), list(self.rows.shape)])
         text = self.rows.cpu().contiguous().numpy().tobytes()
