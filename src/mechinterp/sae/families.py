@@ -77,7 +77,7 @@ class Sources:
 
     @property
     def role(self) -> list[Role]:
-        """For each latent, the one relation of source and present token that has at least one half, by medians again."""
+        """For each latent, the one relation of source and present token with at least one half, by medians."""
         return [ROLES[i] for i in _first(self.induction, self.previous, self.itself)]
 
     def __getitem__(self, which: Tensor) -> "Sources":
