@@ -212,7 +212,7 @@ def test_the_first_rule_that_matches_decides(tokens: torch.Tensor) -> None:
         Rule(((token, 8), (previous, 0)), 0.2, ""),
     )
     levels = apply_rules(rules, 0.1, contexts(tokens, decode))
-    for p in range(3):
+    for p in range(P):
         for i in range(1, L):
             now, before = tokens[p, i].item(), tokens[p, i - 1].item()
             expected = 0.9 if now == 0 else 0.4 if before == 1 else 0.2 if (now, before) == (8, 0) else 0.1
