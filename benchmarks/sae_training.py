@@ -2,13 +2,13 @@
 
     python benchmarks/sae_training.py --sae-lens PYTHON --dictionary-learning PYTHON [--threads 2] [--d-sae 1024 4096]
 
-All train on the same activations, the lab model's at `blocks.2.hook_mlp_out`, computed beforehand, with the same width,
-batch, number of steps and learning rate; what they keep for themselves is their recipe (initialisation, schedule,
-dead latents). TopK is the fair comparison: all have the same number of active latents, so the unexplained variance
-(FVU) on held-out activations says who has learnt more. The other kinds print their L0 beside it. Prints tokens a
-second behind a warm-up of ten steps, and ratios; then what a sweep of eight sparsities costs, with activations at hand
-and with the model's forward pass. Exit status 1 if our TopK explains less than a peer's by more than two percent of
-the variance.
+First all train on the same activations, the lab model's at the output of an MLP, computed beforehand, with the same
+width, batch, number of steps, learning rate, and precision of matrix products; what they keep for themselves is their
+recipe (initialisation, schedule, dead latents). TopK is the fair comparison: all have the same number of active
+latents, so the unexplained variance (FVU) on held-out activations says who has learnt more. The other kinds print
+their L0 beside it. Speed is tokens a second behind a warm-up of ten steps. Then the same end to end: each library's own
+store runs the model on the same rows of text. Last, what a sweep of eight sparsities costs beside one. Exit status 1 if
+our TopK leaves more variance unexplained than a peer's by over two percent of the variance.
 """
 
 import argparse
@@ -30,9 +30,11 @@ from torch import Tensor  # noqa: E402
 
 from mechinterp.datasets.text import generated_rows  # noqa: E402
 from mechinterp.models import load  # noqa: E402
+from mechinterp.models.load import LAB  # noqa: E402
 from mechinterp.sae import Config, Given, Spec, Store, activations, reconstruction, train  # noqa: E402
 
-HOOK = "blocks.2.hook_mlp_out"
+LAYER = 2
+HOOK = f"blocks.{LAYER}.hook_mlp_out"
 PEERS = Path(__file__).with_name("_peers")
 WARM = 10
 # Each library's own coefficient; chosen for an L0 near 16 where that is free.
@@ -59,39 +61,38 @@ def clock(device: str) -> float:
     return time.perf_counter()
 
 
-def ours(x: Tensor, held_out: Tensor, specs: list[Spec], steps: int, batch: int) -> dict[str, float]:
-    """Seconds of the steps behind the warm-up, and the quality of the first SAE."""
-    given = Given({HOOK: x}, batch=batch)
-    train(specs, given, schedule(WARM))
-    started = clock(x.device.type)
-    result = train(specs, given, schedule(steps))
-    seconds = (clock(x.device.type) - started) * (steps - WARM) / steps
+def ours(
+    source: Given | Store, held_out: Tensor, specs: list[Spec], steps: int, warm: int, precision: str
+) -> dict[str, float]:
+    """Speed in the steps behind a warm-up, and the quality of the first SAE."""
+    device = held_out.device.type
+    if warm:
+        train(specs, source, schedule(warm), precision=precision)
+    started = clock(device)
+    result = train(specs, source, schedule(steps), precision=precision)
+    seconds = clock(device) - started
     found = reconstruction(result.saes[0], held_out)
-    return {"tokens_per_second": (steps - WARM) * batch / seconds, "fvu": found.fvu, "l0": found.l0}
+    return {"tokens_per_second": steps * source.batch / seconds, "fvu": found.fvu, "l0": found.l0}
 
 
-def peer(python: str, name: str, folder: Path, options: dict[str, object]) -> dict[str, float]:
+def peer(python: str, name: str, options: dict[str, object]) -> dict[str, float]:
     """The same of a library, in its own interpreter."""
     flags = [str(part) for key, value in options.items() for part in (f"--{key.replace('_', '-')}", value)]
-    command = [python, str(PEERS / f"{name}_train.py"), "--activations", str(folder / "x.safetensors")]
-    done = subprocess.run(
-        [*command, "--held-out", str(folder / "held_out.safetensors"), *flags],
-        capture_output=True,
-        text=True,
-        cwd=PEERS,
-    )
+    command = [python, str(PEERS / f"{name}_train.py"), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PEERS)
     if done.returncode:
         raise RuntimeError(f"{name} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def main() -> int:
-    """All kinds and widths against both peers, then the cost of a sweep."""
+    """All kinds, widths and precisions against both peers, end to end, and the cost of a sweep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sae-lens", help="Python of an environment with sae-lens")
     parser.add_argument("--dictionary-learning", help="Python of an environment with dictionary-learning")
     parser.add_argument("--kinds", nargs="+", choices=list(SPARSITY), default=list(SPARSITY))
     parser.add_argument("--d-sae", nargs="+", type=int, default=[1024, 4096])
+    parser.add_argument("--matmul", nargs="+", choices=["highest", "high", "medium"], default=["highest", "medium"])
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--rows", type=int, default=1200)
@@ -105,55 +106,67 @@ def main() -> int:
     flat = activations(model, rows, [HOOK])[HOOK][rows.to(args.device) != 0]
     held_out, x = flat[:20_000].contiguous(), flat[20_000:].contiguous()
     pythons = {"sae_lens": args.sae_lens, "dictionary_learning": args.dictionary_learning}
+    pythons = {name: python for name, python in pythons.items() if python}
+    fixed = {"batch": args.batch, "steps": args.steps, "lr": args.lr, "threads": args.threads, "device": args.device}
     worst = 0.0
     print(f"{len(x)} activations, batch {args.batch}, {args.steps} steps, {args.threads} threads, {args.device}")
-    print("| kind | d_sae | library | tokens / s | ratio | L0 | FVU |\n|---|---|---|---|---|---|---|")
+    print("| kind | d_sae | products | library | tokens / s | ratio | L0 | FVU |\n|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_file({"x": x.cpu()}, folder / "x.safetensors")
         save_file({"x": held_out.cpu()}, folder / "held_out.safetensors")
-        for width in args.d_sae:
-            for kind in args.kinds:
-                spec = Spec(kind, HOOK, width, SPARSITY[kind]["ours"], lr=args.lr)
-                mine = ours(x, held_out, [spec], args.steps, args.batch)
-                show(kind, width, "ours", mine, 1.0)
+        save_file({"rows": rows[100:].contiguous()}, folder / "rows.safetensors")
+        files = {"held_out": folder / "held_out.safetensors"}
+        ready = files | {"activations": folder / "x.safetensors"}
+        whole = files | {"model": LAB, "rows": folder / "rows.safetensors", "layer": LAYER}
+        given, store = Given({HOOK: x}, batch=args.batch), stored(model, rows, args.batch)
+        cases = [(kind, width, False) for width in args.d_sae for kind in args.kinds]
+        for kind, width, end_to_end in [*cases, ("topk", args.d_sae[0], True)]:
+            spec = Spec(kind, HOOK, width, SPARSITY[kind]["ours"], lr=args.lr)
+            label = f"{kind}, end to end" if end_to_end else kind
+            for matmul in args.matmul:
+                warm = 0 if end_to_end else WARM
+                source = stored(model, rows, args.batch) if end_to_end else given
+                mine = ours(source, held_out, [spec], args.steps, warm, matmul)
+                show(label, width, matmul, "ours", mine, 1.0)
                 for library, python in pythons.items():
-                    if python is None:
-                        continue
-                    sparsity = SPARSITY[kind][library]
-                    options = {"kind": kind, "d_sae": width, "batch": args.batch, "steps": args.steps, "lr": args.lr}
-                    found = peer(python, library, folder, options | {"sparsity": sparsity, "threads": args.threads})
-                    show(kind, width, library, found, mine["tokens_per_second"] / found["tokens_per_second"])
+                    options = {"kind": kind, "d_sae": width, "sparsity": SPARSITY[kind][library], "matmul": matmul}
+                    found = peer(python, library, (whole if end_to_end else ready) | fixed | options)
+                    show(label, width, matmul, library, found, mine["tokens_per_second"] / found["tokens_per_second"])
                     if kind == "topk":
                         worst = max(worst, mine["fvu"] - found["fvu"])
-    sweep(model, rows, x, args)
+        sweep({"activations at hand": given, "end to end": store}, args)
     return int(worst > 0.02)
 
 
-def show(kind: str, width: int, library: str, found: dict[str, float], ratio: float) -> None:
+def stored(model: object, rows: Tensor, batch: int) -> Store:
+    """A store that has computed nothing yet."""
+    return Store(model, rows[100:], (HOOK,), batch=batch, block=200)
+
+
+def show(kind: str, width: int, matmul: str, library: str, found: dict[str, float], ratio: float) -> None:
     """One row of the table."""
     speed, l0, fvu = found["tokens_per_second"], found["l0"], found["fvu"]
-    print(f"| {kind} | {width} | {library} | {speed:,.0f} | {ratio:.1f}x | {l0:.1f} | {fvu:.3f} |", flush=True)
+    print(
+        f"| {kind} | {width} | {matmul} | {library} | {speed:,.0f} | {ratio:.1f}x | {l0:.1f} | {fvu:.3f} |", flush=True
+    )
 
 
-def sweep(model: object, rows: Tensor, x: Tensor, args: argparse.Namespace) -> None:
+def sweep(sources: dict[str, Given | Store], args: argparse.Namespace) -> None:
     """Eight sparsities against one, with activations at hand and end to end."""
     levels = [0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3]
     width, config = args.d_sae[0], schedule(args.steps)
-    for name in ("activations at hand", "end to end"):
-        seconds = []
-        for chosen in (levels[3:4], levels):
-            specs = [Spec("standard", HOOK, width, level, lr=args.lr) for level in chosen]
-            store = (
-                Given({HOOK: x}, batch=args.batch)
-                if name == "activations at hand"
-                else Store(model, rows, (HOOK,), batch=args.batch, block=200)
-            )
-            started = clock(args.device)
-            train(specs, store, config)
-            seconds.append(clock(args.device) - started)
-        one, eight = seconds
-        print(f"sweep of 8, {name}: {eight:.1f} s, one {one:.1f} s, {eight / one:.1f}x", flush=True)
+    for name, source in sources.items():
+        for matmul in args.matmul:
+            seconds = []
+            for chosen in (levels[3:4], levels):
+                specs = [Spec("standard", HOOK, width, level, lr=args.lr) for level in chosen]
+                train(specs, source, schedule(WARM), precision=matmul)
+                started = clock(args.device)
+                train(specs, source, config, precision=matmul)
+                seconds.append(clock(args.device) - started)
+            one, eight = seconds
+            print(f"sweep of 8, {name}, {matmul}: {eight:.1f} s, one {one:.1f} s, {eight / one:.1f}x", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from torch import Tensor
 from mechinterp.models import organisms
 from mechinterp.sae import KINDS, SAE, Kind, tensor_shapes
 from mechinterp.sae.attribution import (
-    Attribution,
     dfa_by_head,
     dfa_by_source,
     encoder_map,
@@ -162,10 +161,6 @@ def test_random_directions_belong_to_no_head_and_random_weights_have_no_source()
     assert ((share - 1).abs() < 1e-3).all(), "an identity SAE still names its head"
 
 
-def nodes(found: Attribution) -> list[Attribution]:
-    return [found] + [node for above in found.upstream for node in nodes(above)]
-
-
 def test_recursive_dfa_walks_the_ioi_circuit() -> None:
     """END reads S1's position at S2 from 0.1 and 1.2 alike; 1.2 has it from 0.3 at S1+1, which reads position S1."""
     organism, data = organisms.ioi_circuit(), organisms.ioi_prompts(6)
@@ -213,8 +208,8 @@ def test_all_terms_sum_to_the_target_at_every_node(lab: Any, lab_saes: dict[int,
     tokens[0] = 0
     saes = {layer: lab_saes[layer] for layer in layers}
     found = recursive_dfa(lab, saes, tokens, 4, 17, 11, depth=2, top=2)
-    assert len(nodes(found)) == {5: 7, 2: 3, 1: 1}[len(layers)]
-    for node in nodes(found):
+    assert len(found.nodes()) == {5: 7, 2: 3, 1: 1}[len(layers)]
+    for node in found.nodes():
         assert abs(node.total() - node.pre) < 1e-4
         assert sum(node.by_part().values()) == pytest.approx(node.total(), abs=1e-9)
         hook = f"blocks.{node.layer}.attn.hook_z"
@@ -272,7 +267,7 @@ def test_sums_are_exact_without_weight_processing(make_gpt2: Any, tokenizer: Any
     assert (raw.blocks[2].ln1.weight - 1).abs().max() > 0.1
     saes = {i: random_sae("gated", 64, 96, seed=i, hook=f"blocks.{i}.attn.hook_z") for i in range(3)}
     found = recursive_dfa(raw, saes, torch.arange(9), 2, 7, 5, depth=2, top=2)
-    for node in nodes(found):
+    for node in found.nodes():
         assert abs(node.total() - node.pre) < 1e-4
 
 
@@ -303,6 +298,20 @@ def test_upstream_residual_and_what_it_leaves_out_sum_to_the_target(lab: Any, la
     torch.testing.assert_close(found.sum(1), (rebuilt * reads).sum(1), atol=1e-3, rtol=1e-3)
     with pytest.raises(ValueError, match=r"must stand before layer 3, not at blocks\.2"):
         upstream_residual(lab, lab_saes[3], replace(exact, hook="blocks.2.hook_resid_pre"), tokens, 10, 4)
+
+
+def test_edges_carry_what_the_terms_say(lab: Any, lab_saes: dict[int, SAE]) -> None:
+    tokens = torch.randint(1, 8192, (12,), generator=torch.Generator().manual_seed(1))
+    found = recursive_dfa(lab, lab_saes, tokens, 3, 9, 5, depth=2, top=2)
+    assert len(found.edges()) == len(found.nodes()) - 1, "a tree"
+    for above, below, value in found.edges():
+        assert above in below.upstream
+        [term] = [
+            t for t in below.terms if (t.layer, t.source, t.latent) == (above.layer, above.position, above.latent)
+        ]
+        assert term.value == value
+    assert [above for above, below, _ in found.edges() if below is found] == list(found.upstream)
+    assert recursive_dfa(lab, lab_saes, tokens, 0, 9, 5).edges() == []
 
 
 def test_an_attribution_prints_as_a_tree(lab: Any, lab_saes: dict[int, SAE]) -> None:

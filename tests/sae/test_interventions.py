@@ -228,6 +228,41 @@ def test_ablation_effects_equal_one_splice_a_latent(tiny: Any, tokens: Tensor, s
         assert torch.equal(again.active, found.active)
 
 
+@pytest.mark.parametrize("site", SITES)
+def test_a_latent_at_its_mean_equals_an_edit_by_hand(tiny: Any, tokens: Tensor, site: str) -> None:
+    sae = of_site(site, "topk")
+    sae = replace(sae, params=sae.params | {"W_dec": 40 * sae.W_dec})  # effects that are worth comparing
+    f = sae.encode(tiny.run_with_cache(tokens)[1][sae.hook].flatten(2))[torch.arange(5), AT]
+    means, some = f.mean(0), f.sum(0).topk(5).indices
+    found = ablation_effects(tiny, tokens, sae, some, AT, first_minus_second, read=READ, to="mean", batch_size=3)
+    assert torch.equal(found.active, f[:, some] != 0)
+    for column, i in enumerate(some.tolist()):
+
+        def edit(f: Tensor, i: int = i) -> Tensor:
+            f[torch.arange(5), AT, i] = means[i]
+            return f
+
+        logits = spliced_logits(tiny, tokens, sae, edit, at=READ)
+        slow = first_minus_second(logits) - found.before
+        torch.testing.assert_close(found.values[:, column], slow, atol=1e-4, rtol=0)
+    assert found.values.abs().max() > 1e-2
+
+
+def test_a_latent_that_never_changes_has_no_effect_at_its_mean(tiny: Any, tokens: Tensor) -> None:
+    """Zeroing it takes away a constant; nothing that tells prompts apart."""
+    sae = of_site("hook_mlp_out")
+    params = dict(sae.params)
+    params["W_enc"] = params["W_enc"].clone()
+    params["W_enc"][:, 3], params["b_enc"] = 0, params["b_enc"].clone().index_fill(0, torch.tensor([3]), 2.0)
+    sae, some = replace(sae, params=params), torch.tensor([3])
+    zero = ablation_effects(tiny, tokens, sae, some, AT, first_minus_second, read=READ)
+    mean = ablation_effects(tiny, tokens, sae, some, AT, first_minus_second, read=READ, to="mean")
+    assert zero.active.all()
+    assert mean.active.all()
+    assert zero.values.abs().min() > 1e-4
+    assert (mean.values == 0).all()
+
+
 def test_a_model_that_patching_does_not_support_goes_through_hooks(
     tiny: Any, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,6 +336,8 @@ def test_random_weights_have_no_such_latent() -> None:
 
 @pytest.mark.usefixtures("unchecked")
 def test_questions_that_cannot_be_answered(tiny: Any, tokens: Tensor) -> None:
+    with pytest.raises(ValueError, match="zero or mean"):
+        ablation_effects(tiny, tokens, of_site("hook_mlp_out"), None, AT, first_minus_second, to="median")  # type: ignore[arg-type]
     sae = of_site("attn.hook_z")
     bad = {
         "does not say where it belongs": replace(sae, hook=""),

@@ -12,10 +12,12 @@ from mechinterp.attention.heads import (
     previous_token_scores,
     repeated_tokens,
 )
+from mechinterp.attention.induction import broken_pairs
 
 __all__ = [
     "HeadWeights",
     "attention_to",
+    "broken_pairs",
     "chance_level",
     "composition",
     "copy_scores",

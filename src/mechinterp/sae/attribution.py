@@ -195,6 +195,16 @@ class Attribution:
         """The largest terms, of one part or of all."""
         return tuple(t for t in self.terms if part in (None, t.part))[:n]
 
+    def nodes(self) -> list["Attribution"]:
+        """This one and all upstream, each before what it is made of."""
+        return [self, *(node for above in self.upstream for node in above.nodes())]
+
+    def edges(self) -> list[tuple["Attribution", "Attribution", float]]:
+        """(upstream latent, the latent that reads it, what it adds), for all of the tree."""
+        added = {(t.layer, t.source, t.latent): t.value for t in self.terms if t.part == "latent"}
+        own = [(above, self, added[above.layer, above.position, above.latent]) for above in self.upstream]
+        return [*own, *(edge for above in self.upstream for edge in above.edges())]
+
     def __str__(self) -> str:
         lines = [f"latent {self.layer}.{self.latent} at {self.position}: {self.pre:.3f}"]
         lines += [f"  {term}" for term in self.top(5)]

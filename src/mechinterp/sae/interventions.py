@@ -10,7 +10,7 @@ Marks et al. (arXiv:2403.19647) and Kissane et al. (arXiv:2406.17759) keep the e
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -191,11 +191,11 @@ def _finite(logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AblationEffects:
-    """What it does to a metric to set one latent to zero at one position of every prompt.
+    """What it does to a metric to set one latent to zero, or to its mean, at one position of every prompt.
 
     Attributes:
         before: the metric, nothing changed.
-        latents: which. `values`: metric after minus before, exactly 0 where the latent is off.
+        latents: which. `values`: metric after minus before, exactly 0 where the latent has that value anyway.
         active: where it is on. `error`: the same with the SAE's error set to zero instead.
     """
 
@@ -222,16 +222,19 @@ def ablation_effects(
     metric: Metric,
     *,
     read: Int[Tensor, " prompt"] | None = None,
+    to: Literal["zero", "mean"] = "zero",
     batch_size: int = 64,
 ) -> AblationEffects:
     """Zero every active latent by itself, at one position a prompt; errors kept (Kissane et al.).
 
-    Only active latents cost anything. On a model that `patching` supports, what comes before the SAE's layer and
+    Zero takes away what a latent says on every prompt, too; its mean over the prompts takes away only what differs.
+    Only latents that change cost anything. On a model that `patching` supports, what comes before the SAE's layer and
     before `at` is computed once; any other model is run whole with a hook.
 
     Args:
         latents: None for all.
-        at: where latents are zeroed. `read`: where the logits are read, by default the last position.
+        at: where latents are changed. `read`: where the logits are read, by default the last position.
+        to: the new value: zero, or the latent's mean over all prompts at `at`.
         metric: from logits at `read` of all prompts to one value a prompt, each from its own row.
         batch_size: (prompt, latent) pairs at a time; does not change results. Memory:
             (2 · layers · positions · d_model + vocab) · batch_size + prompts · (vocab + 3 · d_sae) floats.
@@ -259,6 +262,15 @@ def ablation_effects(
     clean = spliced_logits(model, tokens, sae, at=read, batch_size=batch_size)
     before = measure(metric, clean)
     values, active, error = before.new_zeros(len(tokens), len(latents)), [], torch.zeros_like(before)
+    if to not in ("zero", "mean"):
+        raise ValueError(f"to must be zero or mean, not {to!r}")
+    xs = []
+    for some in torch.arange(len(tokens), device=device).split(batch_size):
+        site = activations(model, tokens[some], [sae.hook])[sae.hook]
+        xs.append(pick(site, at[some][:, None])[:, 0].to(sae.W_enc))
+    x = torch.cat(xs)
+    f = sae.encode(x)
+    target = f[:, latents].mean(0) if to == "mean" else f.new_zeros(len(latents))
 
     def effect(logits: Tensor, prompts: Tensor) -> Tensor:
         changed = clean.clone()
@@ -266,20 +278,19 @@ def ablation_effects(
         return (measure(metric, changed) - before)[prompts]
 
     for some in torch.arange(len(tokens), device=device).split(batch_size):
-        x = pick(activations(model, tokens[some], [sae.hook])[sae.hook], at[some][:, None])[:, 0].to(sae.W_enc)
-        f = sae.encode(x)
         run = (_rest if _supported(model) else _whole)(model, sae.hook, layer, tokens[some], at[some], read[some])
         every = torch.arange(len(some), device=device)
-        error[some] = effect(run(every, sae.decode(f) - x), some)
-        f = f[:, latents]
-        active.append(f != 0)
-        prompt, column = active[-1].nonzero().T
+        error[some] = effect(run(every, sae.decode(f[some]) - x[some]), some)
+        own = f[some][:, latents]
+        active.append(own != 0)
+        changes = own != target
+        prompt, column = changes.nonzero().T
         # One latent of every prompt, then the next one of every prompt: few calls of the metric.
-        turn = active[-1].cumsum(1)[prompt, column]
+        turn = changes.cumsum(1)[prompt, column]
         order = turn.argsort(stable=True)
         for pairs in order.split(batch_size) if len(order) else ():
             p, c = prompt[pairs], column[pairs]
-            logits = run(p, -f[p, c, None] * sae.W_dec[latents[c.cpu()]])
+            logits = run(p, (target[c] - own[p, c])[:, None] * sae.W_dec[latents[c.cpu()]])
             for now in turn[pairs].unique():
                 here = turn[pairs] == now
                 values[some[p[here]], c[here]] = effect(logits[here], some[p[here]])

@@ -8,7 +8,7 @@ block that was computed once can be kept on disk.
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,7 @@ class Store(_Shuffled):
     seed: int = 0
     skip: tuple[int, ...] = (0,)
     cache: Path | None = None
+    _held: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_hooks(self.model, self.hooks)
@@ -135,7 +136,14 @@ class Store(_Shuffled):
         return ~torch.isin(rows, torch.tensor(self.skip, dtype=rows.dtype, device=rows.device))
 
     def compute(self, index: int) -> dict[str, Float[Tensor, "token d_in"]]:
-        """The activations of one block of rows, in the order of the text, from the cache if they are there."""
+        """The activations of one block of rows, in the order of the text; the last one that was asked for is kept."""
+        if index not in self._held:
+            self._held.clear()
+            self._held[index] = self._computed(index)
+        return self._held[index]
+
+    def _computed(self, index: int) -> dict[str, Float[Tensor, "token d_in"]]:
+        """A block from the cache if it is there."""
         path = None if self.cache is None else self.cache / f"{self.digest}-{index:05d}.safetensors"
         device = self.model.W_E.device
         if path is not None and path.exists():

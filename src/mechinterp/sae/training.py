@@ -264,7 +264,8 @@ def train(
             read.
         device: by default that of the activations.
         stack: SAEs in one step at most; by default 1 on a CPU, where more brings nothing, and 32 elsewhere.
-        precision: of fp32 matrix products, as in `torch.set_float32_matmul_precision`.
+        precision: of fp32 matrix products, those of the model's passes too, as in
+            `torch.set_float32_matmul_precision`.
         save_every: seconds between checkpoints. `live`: redraw the log in the notebook while it runs.
         stop_at: stop before this step as if killed (for tests).
 

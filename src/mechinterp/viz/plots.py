@@ -16,9 +16,9 @@ DIVERGING = [[0, "rgb(178,24,43)"], [0.5, "rgba(150,150,150,0.06)"], [1, "rgb(33
 SEQUENTIAL = [[0, "rgba(150,150,150,0.06)"], [1, "rgb(33,102,172)"]]
 
 
-def _label(head: Head, highlight: Mapping[Head, str] | None) -> str:
+def _label(head: Head, highlight: Mapping[Head, str] | None, noun: str = "head") -> str:
     role = (highlight or {}).get(head)
-    return f"head {head}" + (f", {role}" if role else "")
+    return f"{noun} {head}" + (f", {role}" if role else "")
 
 
 def _menu(buttons: list[dict[str, Any]]) -> dict[str, Any]:
@@ -337,12 +337,14 @@ def wiring_graph(
     *,
     title: str,
     caption: str,
+    noun: str = "head",
 ) -> Figure:
     """Heads by layer, and an arrow from each writer to the head that reads it.
 
     Args:
         edges: (writer, reader, kind, expected); arrows of a kind share a colour, an unexpected one is dotted.
         roles: what each head does, for its label and colour; other heads are grey.
+        noun: what they are, if not heads: latents of a layer, say.
     """
     heads = sorted({h for a, b, *_ in edges for h in (a, b)})
     by_layer: dict[int, list[Head]] = {}
@@ -371,7 +373,7 @@ def wiring_graph(
     plot.add_scatter(
         x=[place[h][0] for h in heads], y=[place[h][1] for h in heads], mode="markers+text", showlegend=False,
         text=[f" {h}" for h in heads], textposition="middle right",
-        hovertext=[_label(h, roles) for h in heads], hoverinfo="text",
+        hovertext=[_label(h, roles, noun) for h in heads], hoverinfo="text",
         marker={"size": 13, "color": [PALETTE[3 + kinds.index(roles[h]) % 4] if h in roles else INK for h in heads]},
     )  # fmt: skip
     plot.update_xaxes(visible=False, range=[-0.2, widest + 0.6])
