@@ -31,7 +31,7 @@ _STYLE = """
 .mi-latents .bars { display: flex; align-items: flex-end; gap: 1px; height: 6em; border-bottom: 1px solid var(--line); }
 .mi-latents .bars i { flex: 1; background: #d1662f; min-width: 0; }
 .mi-latents .ends { display: flex; justify-content: space-between; gap: .5em; font-size: .85em; }
-.mi-latents .row { display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: .6em; align-items: baseline; }
+.mi-latents .pair { display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: .6em; align-items: baseline; }
 .mi-latents .head-row { display: grid; gap: .5em; align-items: center;
   grid-template-columns: 2.8em minmax(0, 1fr) 3.4em; }
 .mi-latents .track { display: flex; height: .75em; background: var(--faint); }
@@ -234,7 +234,7 @@ def _histogram(record: FeatureActivations, i: int) -> str:
 
 def _tokens(tokenizer: Any, name: str, tokens: Tensor, values: Tensor) -> str:
     rows = "".join(
-        f'<div class="row"><span class="chip" title="{escape(text)}">{escape(text)}</span>'
+        f'<div class="pair"><span class="chip" title="{escape(text)}">{escape(text)}</span>'
         f'<span class="number">{_signed(v)}</span></div>'
         for text, v in zip([token_text(tokenizer, t) for t in tokens.tolist()], values.tolist(), strict=True)
     )

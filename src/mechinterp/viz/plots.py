@@ -149,7 +149,12 @@ def bars(
         plot.add_bar(
             y=names, x=level, error_x=error, orientation="h", name=kind, marker={"color": PALETTE[i % len(PALETTE)]}
         )
-    plot.update_xaxes(title=y, zeroline=True)
+    plot.update_xaxes(zeroline=True)
+    # Flush right, since under narrow bars behind long names a centred title would leave the figure.
+    plot.add_annotation(
+        text=y, x=1, y=0, xref="paper", yref="paper", xanchor="right", yanchor="top", yshift=-22, showarrow=False,
+        font={"size": 14},
+    )  # fmt: skip
     plot.update_yaxes(type="category", autorange="reversed", categoryarray=list(values), categoryorder="array")
     plot.update_layout(showlegend=bool(groups), barmode="overlay", bargap=0.3)
     return finish(plot, title, caption, height=130 + 26 * len(values) + (30 if groups else 0))
