@@ -34,9 +34,10 @@ def buffer(args: argparse.Namespace) -> ActivationBuffer:
     from nnsight import LanguageModel
 
     raw, tokenizer, rows = gpt2(args)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = LanguageModel(raw, tokenizer=tokenizer)
     return ActivationBuffer(
-        itertools.cycle(rows.tolist()),
+        itertools.cycle(tokenizer.batch_decode(rows)),  # it takes nothing but text
         model,
         model.transformer.h[args.layer].mlp,
         d_submodule=raw.config.n_embd,

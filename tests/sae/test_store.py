@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mechinterp.models import load
 from mechinterp.sae import sites
-from mechinterp.sae.store import Given, Store
+from mechinterp.sae.store import Given, Store, geometric_median
 
 HOOKS = ("blocks.1.attn.hook_z", "blocks.2.hook_mlp_out", "blocks.2.hook_resid_post", "blocks.3.hook_resid_pre")
 
@@ -126,3 +126,36 @@ def test_a_broken_model_is_refused(rows: Tensor) -> None:
 def test_activations_that_do_not_vary_are_refused() -> None:
     with pytest.raises(ValueError, match="constant"):
         Given({"here": torch.ones(20, 3)}, batch=5).scale("here")
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), n=st.integers(3, 30), d=st.integers(1, 5))
+def test_no_point_has_a_smaller_sum_of_distances_than_the_geometric_median(seed: int, n: int, d: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=g).exp()
+    found = geometric_median(x, steps=300)
+
+    def total(point: Tensor) -> float:
+        return (x - point).norm(dim=1).sum().item()
+
+    others = [x.mean(0), x.median(0).values, *x, *(found + 0.1 * torch.randn(50, d, generator=g))]
+    assert total(found) <= min(map(total, others)) * (1 + 1e-3)
+
+
+def test_the_median_of_a_store_is_that_of_its_first_block(model: Any, rows: Tensor) -> None:
+    store = Store(model, rows, HOOKS[:1], batch=4, block=2)
+    first = sites.activations(model, rows[:2], HOOKS[:1])[HOOKS[0]][rows[:2] != 0]
+    torch.testing.assert_close(store.median(HOOKS[0]), geometric_median(first), atol=1e-3, rtol=1e-3)
+
+
+def test_a_block_is_computed_once(model: Any, rows: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, passes = Store(model, rows, HOOKS[:1], batch=4, block=2), []
+    real = sites.activations
+    monkeypatch.setattr("mechinterp.sae.store.activations", lambda *a, **k: passes.append(1) or real(*a, **k))
+    store.scale(HOOKS[0]), store.variance(HOOKS[0]), store.median(HOOKS[0])
+    batches = store.batches()
+    for _ in range(store.counts()[0]):
+        next(batches)
+    assert len(passes) == 1
+    next(batches)
+    assert len(passes) == 2

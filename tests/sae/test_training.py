@@ -170,3 +170,12 @@ def test_nothing_waits_for_the_device_in_a_step(data: Given, monkeypatch: pytest
             train(specs, data, replace(CONFIG, steps=steps, log_every=1000))
         counts.append(len(reads))
     assert counts[0] == counts[1]
+
+
+def test_a_topk_begins_at_the_median_and_the_others_at_zero() -> None:
+    x = torch.randn(400, 8, generator=torch.Generator().manual_seed(0)) + 3
+    given, idle = Given({"here": x}, batch=100), Config(1, lr_warmup=0, log_every=1)
+    for kind, sparsity in (("topk", 2), ("batchtopk", 2), ("standard", 0.1), ("gated", 0.1), ("jumprelu", 0.1)):
+        [sae] = train([Spec(kind, "here", 16, sparsity, lr=1e-9)], given, idle).saes  # type: ignore[arg-type]
+        expected = given.median("here") if "topk" in kind else torch.zeros(8)
+        torch.testing.assert_close(sae.b_dec, expected, atol=1e-4, rtol=1e-4)

@@ -22,6 +22,19 @@ from mechinterp.files import atomic_write
 from mechinterp.sae.sites import activations, check_hooks
 
 
+def geometric_median(x: Float[Tensor, "token d_in"], *, steps: int = 30) -> Float[Tensor, " d_in"]:
+    """The point with the smallest sum of distances to all (Weiszfeld's iteration from the mean).
+
+    >>> geometric_median(torch.tensor([[0.0, 0.0], [1.0, 0.0], [9.0, 0.0]])).round().tolist()
+    [1.0, 0.0]
+    """
+    median = x.mean(0)
+    for _ in range(steps):
+        weight = 1 / (x - median).norm(dim=1).clamp(min=1e-8)
+        median = weight @ x / weight.sum()
+    return median
+
+
 class _Shuffled:
     """Batches out of blocks, and the blocks' moments; what `Store` and `Given` share."""
 
@@ -55,7 +68,7 @@ class _Shuffled:
                 order = torch.randperm(len(first), generator=generator).to(first.device)
                 for i in range(number, count):
                     part = order[i * self.batch : (i + 1) * self.batch]
-                    yield {hook: x[part].float() for hook, x in block.items()}
+                    yield {hook: x.index_select(0, part).float() for hook, x in block.items()}
                 number = 0
             turn += 1
 
@@ -63,8 +76,12 @@ class _Shuffled:
     def _moments(self) -> dict[str, tuple[float, float]]:
         found = {}
         for hook, x in self.compute(0).items():
-            x = x.float()
-            square, variance = x.square().sum(-1).mean().item(), (x - x.mean(0)).square().sum(-1).mean().item()
+            mean = x.mean(0, dtype=torch.float32)
+            sums = torch.zeros(2, device=x.device, dtype=torch.float64)
+            for part in x.split(65_536):
+                part = part.float()
+                sums += torch.stack([part.square().sum(), (part - mean).square().sum()])
+            square, variance = (sums / len(x)).tolist()
             if not square < float("inf"):
                 raise ValueError(f"activations at {hook} contain NaN or infinity; check the model and its precision")
             if not variance > 1e-12 * square:
@@ -75,6 +92,10 @@ class _Shuffled:
     def scale(self, hook: str) -> float:
         """Root mean square norm of the activations at a hook, in the first block."""
         return self._moments[hook][0] ** 0.5
+
+    def median(self, hook: str, n: int = 10_000) -> Float[Tensor, " d_in"]:
+        """Geometric median of the first `n` activations of the first block at a hook."""
+        return geometric_median(self.compute(0)[hook][:n].float())
 
     def variance(self, hook: str) -> float:
         """E‖x - E x‖² of the activations at a hook, in the first block."""
@@ -204,5 +225,5 @@ class Given(_Shuffled):
     @property
     def digest(self) -> str:
         """Names the activations by their shapes and sums."""
-        facts = [[hook, list(x.shape), float(x.double().sum())] for hook, x in self.x.items()]
+        facts = [[hook, list(x.shape), float(x.sum(-1).double().sum())] for hook, x in self.x.items()]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from mechinterp.files import atomic_write
 from mechinterp.sae.architectures import SAE, Kind, initial, scale_input, tensor_shapes
+from mechinterp.sae.gradients import gradients
 from mechinterp.sae.losses import VARIANTS, Variant, loss
 from mechinterp.sae.store import Given, Store
 
@@ -133,14 +134,17 @@ class Trained:
 class _Stack:
     """SAEs of one kind that take their steps together."""
 
-    def __init__(self, specs: Sequence[Spec], d_in: int, scale: float, variance: float, device: torch.device) -> None:
+    def __init__(self, specs: Sequence[Spec], store: Store | Given, d_in: int, device: torch.device) -> None:
         first = specs[0]
         self.specs, self.kind, self.hook, self.variant = specs, first.kind, first.hook, first.variant
-        self.scale, self.variance = scale, variance / scale**2
+        self.scale = store.scale(self.hook)
+        self.variance = store.variance(self.hook) / self.scale**2
         fresh = [initial(first.kind, d_in, first.d_sae, seed=spec.seed) for spec in specs]
         self.params = {name: torch.stack([p[name] for p in fresh]).to(device) for name in fresh[0]}
         if self.kind == "jumprelu":
             self.params["log_threshold"] = self.params.pop("threshold").log()
+        if self.kind in ("topk", "batchtopk"):  # Gao et al.; the other recipes begin at zero
+            self.params["b_dec"] += store.median(self.hook).to(device) / self.scale
         for value in self.params.values():
             value.requires_grad_(True)
         self.sparsity = torch.tensor([spec.sparsity for spec in specs], device=device)
@@ -160,13 +164,7 @@ class _Stack:
         """One update; returns [metric, sae], filled where `log`."""
         x = raw[self.hook] / self.scale
         warm = min(1.0, (number + 1) / config.sparsity_warmup) if config.sparsity_warmup else 1.0
-        dead = self.age >= config.dead_after if self.any_dead else None
-        with torch.enable_grad():
-            result = loss(
-                self.kind, self.params, x, self.sparsity * warm, k=self.specs[0].k or 0, dead=dead,
-                bandwidth=config.bandwidth, variant=self.variant,
-            )  # fmt: skip
-            result.total.sum().backward()
+        f, error, total = self.backward(x, self.sparsity * warm, config, log)
         rows = self.params["W_dec"]
         assert rows.grad is not None
         rows.grad -= (rows.grad * rows.detach()).sum(-1, keepdim=True) * rows.detach()
@@ -175,18 +173,34 @@ class _Stack:
         adam.step()
         adam.zero_grad()
         rows.data /= rows.data.norm(dim=-1, keepdim=True)
-        fired = result.f.amax(1) > 0
+        fired = f.amax(1) > 0
         self.age = torch.where(fired, 0.0, self.age + len(x))
         if config.resamples_at(number + 1) and self.kind in ("standard", "gated"):
             self.resample(x, config.resample_every * len(x), adam, number)
         if not log:
             return torch.empty(0)
         if self.kind == "batchtopk":
-            lowest = torch.where(result.f > 0, result.f, torch.inf).amin((1, 2))
+            lowest = torch.where(f > 0, f, torch.inf).amin((1, 2))
             self.smallest = torch.where(self.smallest > 0, 0.9 * self.smallest + 0.1 * lowest, lowest)
-        l0 = result.f.sign().sum((1, 2)) / len(x)
+        l0 = f.sign().sum((1, 2)) / len(x)
         silent = (self.age >= config.dead_after).float().mean(-1)
-        return torch.stack([result.total.detach(), l0, result.error / self.variance, silent])
+        return torch.stack([total, l0, error / self.variance, silent])
+
+    def backward(self, x: Tensor, sparsity: Tensor, config: Config, log: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Set the gradients; returns latents, squared error and, where `log`, the loss."""
+        settings: dict[str, Any] = {
+            "k": self.specs[0].k or 0, "bandwidth": config.bandwidth, "variant": self.variant,
+        }  # fmt: skip
+        if self.any_dead and self.kind in ("topk", "batchtopk"):  # AuxK
+            dead = self.age >= config.dead_after
+            with torch.enable_grad():
+                result = loss(self.kind, self.params, x, sparsity, dead=dead, **settings)
+                result.total.sum().backward()
+            return result.f, result.error, result.total.detach()
+        found = gradients(self.kind, self.params, x, sparsity, value=log, **settings)
+        for name, grad in found.grads.items():
+            self.params[name].grad = grad
+        return found.f, found.error, found.error if found.penalty is None else found.error + found.penalty
 
     def resample(self, x: Tensor, window: int, adam: torch.optim.Adam, seed: int) -> None:
         """Dead latents start again from inputs that are badly reconstructed (Bricken et al. 2023).
@@ -289,9 +303,8 @@ def train(
     groups = _groups(specs, stack)
     stacks = []
     for group in groups:
-        hook = specs[group[0]].hook
-        d_in, moments = first[hook].shape[-1], (store.scale(hook), store.variance(hook))
-        stacks.append(_Stack([specs[i] for i in group], d_in, *moments, device))
+        d_in = first[specs[group[0]].hook].shape[-1]
+        stacks.append(_Stack([specs[i] for i in group], store, d_in, device))
     del first
     adams = [s.optimiser(config) for s in stacks]
     identity = {

@@ -1,0 +1,65 @@
+"""The closed forms of the training step against autograd of the loss, whose own gradients have a test of their own."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mechinterp.sae.architectures import tensor_shapes
+from mechinterp.sae.gradients import gradients
+from mechinterp.sae.losses import VARIANTS, loss
+
+CASES = [
+    *((kind, "") for kind in ("standard", "gated", "jumprelu", "topk", "batchtopk")),
+    *((kind, variant) for variant, kind in VARIANTS.items() if kind),
+]
+
+
+def stack(kind: str, n: int, d_in: int, d_sae: int, seed: int) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    shapes = tensor_shapes(kind, d_in, d_sae)  # type: ignore[arg-type]
+    params = {name: torch.randn(n, *shape, generator=g, dtype=torch.float64) / 2 for name, shape in shapes.items()}
+    if "threshold" in params:
+        params["log_threshold"] = (params.pop("threshold").abs() + 0.1).log()
+    return params
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 3), tokens=st.integers(2, 9))
+@pytest.mark.parametrize(("kind", "variant"), CASES)
+def test_gradients_are_those_of_autograd(kind: str, variant: str, seed: int, n: int, tokens: int) -> None:
+    params = stack(kind, n, 5, 8, seed)
+    g = torch.Generator().manual_seed(seed + 1)
+    x = torch.randn(tokens, 5, generator=g, dtype=torch.float64)
+    sparsity = torch.rand(n, generator=g, dtype=torch.float64)
+    options = {"k": 3, "bandwidth": 0.7, "variant": variant}
+    leaves = {name: value.clone().requires_grad_(True) for name, value in params.items()}
+    slow = loss(kind, leaves, x, sparsity, **options)  # type: ignore[arg-type]
+    slow.total.sum().backward()
+    before = {name: value.clone() for name, value in params.items()}
+    fast = gradients(kind, params, x, sparsity, value=True, **options)  # type: ignore[arg-type]
+    assert fast.penalty is not None
+    torch.testing.assert_close(fast.f, slow.f)
+    torch.testing.assert_close(fast.error, slow.error)
+    torch.testing.assert_close(fast.error + fast.penalty, slow.total.detach())
+    assert set(fast.grads) == {name for name, leaf in leaves.items() if leaf.grad is not None}
+    for name, grad in fast.grads.items():
+        torch.testing.assert_close(grad, leaves[name].grad, rtol=1e-9, atol=1e-12)
+    assert all(torch.equal(params[name], before[name]) for name in params), "parameters stay as they are"
+    quiet = gradients(kind, params, x, sparsity, **options)  # type: ignore[arg-type]
+    assert quiet.penalty is None
+    assert all(torch.equal(quiet.grads[name], fast.grads[name]) for name in fast.grads)
+
+
+@pytest.mark.parametrize("kind", ["standard", "gated", "jumprelu", "topk"])
+def test_a_latent_that_is_off_everywhere_gets_nothing_from_the_reconstruction(kind: str) -> None:
+    params = stack(kind, 1, 5, 8, 0)
+    for name in ("b_enc", "b_gate"):
+        if name in params:
+            params[name][:, 2] = -100
+    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = gradients(kind, params, x, torch.ones(1, dtype=torch.float64), k=8, bandwidth=0.1)  # type: ignore[arg-type]
+    assert (found.f[..., 2] == 0).all()
+    assert (found.grads["W_dec"][:, 2] == 0).all()
+    assert (found.grads["W_enc"][..., 2] == 0).all()
