@@ -129,11 +129,22 @@ BANDWIDTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
 SWEEPS = (
     "frontier mlp",
     "frontier resid",
+    "longer",
     "ablations",
     "attention",
     "width",
     *(f"bandwidth {eps:g}" for eps in BANDWIDTHS),
 )
+
+
+LONGER = 4
+"""How many times the frontier's tokens the sweep "longer" has."""
+
+
+def _for_rows(plan: Plan, rows: int) -> Config:
+    """The plan's schedule, stretched over other rows of text."""
+    steps = rows * (plan.length - 1) // plan.batch
+    return replace(plan.config, steps=steps, lr_warmup=steps // 20, sparsity_warmup=steps // 5)
 
 
 @dataclass(frozen=True)
@@ -163,11 +174,18 @@ def sweep(name: str, scale: ScaleName) -> Sweep:
             Spec("standard", hook, plan.d_sae, l1, lr=plan.attention_lr)
             for hook, l1 in zip(plan.attention, plan.attention_l1, strict=True)
         ]
-        tokens = plan.attention_rows * (plan.length - 1)
-        steps = tokens // plan.batch
-        config = replace(plan.config, steps=steps, lr_warmup=steps // 20, sparsity_warmup=steps // 5)
-        return Sweep(tuple(specs), config, plan.attention_rows, plan.attention)
+        return Sweep(tuple(specs), _for_rows(plan, plan.attention_rows), plan.attention_rows, plan.attention)
     mlp, resid = plan.sites
+    if name == "longer":
+        specs = [
+            Spec(kind, mlp, plan.d_sae, level, seed, plan.lr)
+            for kind, levels in plan.sparsities.items()
+            if kind in ("jumprelu", "topk")
+            for level in levels
+            for seed in plan.seeds[:2]
+        ]
+        rows = LONGER * plan.rows
+        return Sweep(tuple(specs), _for_rows(plan, rows), rows, (mlp,))
     if name.startswith("bandwidth"):
         levels = plan.sparsities["jumprelu"][1::2]
         specs = [Spec("jumprelu", mlp, plan.d_sae, level, lr=plan.lr) for level in levels]
