@@ -129,16 +129,11 @@ BANDWIDTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
 SWEEPS = (
     "frontier mlp",
     "frontier resid",
-    "longer",
     "ablations",
     "attention",
     "width",
     *(f"bandwidth {eps:g}" for eps in BANDWIDTHS),
 )
-
-
-LONGER = 4
-"""How many times the frontier's tokens the sweep "longer" has."""
 
 
 def _for_rows(plan: Plan, rows: int) -> Config:
@@ -176,16 +171,6 @@ def sweep(name: str, scale: ScaleName) -> Sweep:
         ]
         return Sweep(tuple(specs), _for_rows(plan, plan.attention_rows), plan.attention_rows, plan.attention)
     mlp, resid = plan.sites
-    if name == "longer":
-        specs = [
-            Spec(kind, mlp, plan.d_sae, level, seed, plan.lr)
-            for kind, levels in plan.sparsities.items()
-            if kind in ("jumprelu", "topk")
-            for level in levels
-            for seed in plan.seeds[:2]
-        ]
-        rows = LONGER * plan.rows
-        return Sweep(tuple(specs), _for_rows(plan, rows), rows, (mlp,))
     if name.startswith("bandwidth"):
         levels = plan.sparsities["jumprelu"][1::2]
         specs = [Spec("jumprelu", mlp, plan.d_sae, level, lr=plan.lr) for level in levels]
