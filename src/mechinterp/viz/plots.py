@@ -1,6 +1,7 @@
 """Every kind of figure of the book, as functions of tensors."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -149,15 +150,13 @@ def bars(
         plot.add_bar(
             y=names, x=level, error_x=error, orientation="h", name=kind, marker={"color": PALETTE[i % len(PALETTE)]}
         )
-    plot.update_xaxes(zeroline=True)
-    # Flush right, since under narrow bars behind long names a centred title would leave the figure.
-    plot.add_annotation(
-        text=y, x=1, y=0, xref="paper", yref="paper", xanchor="right", yanchor="top", yshift=-22, showarrow=False,
-        font={"size": 14},
-    )  # fmt: skip
+    # Under bars behind long names a long title in one line would leave a narrow figure.
+    lines = wrap(y, 30) if len(y) > 34 else [y]
+    plot.update_xaxes(title="<br>".join(lines), zeroline=True)
     plot.update_yaxes(type="category", autorange="reversed", categoryarray=list(values), categoryorder="array")
     plot.update_layout(showlegend=bool(groups), barmode="overlay", bargap=0.3)
-    return finish(plot, title, caption, height=130 + 26 * len(values) + (30 if groups else 0))
+    height = 112 + 18 * len(lines) + 26 * len(values) + (30 if groups else 0)
+    return finish(plot, title, caption, height=height)
 
 
 def curves(
