@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechinterp.sae.architectures import Kind, Params, keep_largest_of_batch
-from mechinterp.sae.losses import Variant
+from mechinterp.sae.losses import Variant, inner, product
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,7 @@ def gradients(
         value: compute the penalty, too.
     """
     n, lam = len(x), (sparsity / len(x))[:, None, None]
-    pre = _product(x.expand(len(params["W_enc"]), -1, -1), params["W_enc"])
-    # (x - b_dec) W_enc + b_enc
-    shift = -_product(params["b_dec"][:, None], params["W_enc"])
-    pre += shift if kind == "gated" else shift + params["b_enc"][:, None]
+    pre = inner(params, x, None if kind == "gated" else "b_enc")
     grads: Params = {}
     penalty = None
     match kind:
@@ -77,7 +74,7 @@ def gradients(
                 d = _where_on(_back(e_gate, params).add_(lam), gate)
                 penalty = None if penalty is None else penalty + missed
                 if variant == "unfrozen decoder":
-                    grads["W_dec"], grads["b_dec"] = _product(gate.mT, e_gate), e_gate.sum(1)
+                    grads["W_dec"], grads["b_dec"] = product(gate.mT, e_gate), e_gate.sum(1)
             grads["b_gate"] = d.sum(1)
             d += magnitude.mul_(rate[:, None])
         case "jumprelu":
@@ -112,10 +109,10 @@ def gradients(
             penalty = error / spread - error if value else None
             grads["b_enc"] = d.sum(1)
     mass = d.sum(1) if kind == "gated" else grads["b_enc"]
-    grads["W_enc"] = _product(x.T.expand(len(d), -1, -1), d).sub_(params["b_dec"][..., None] * mass[:, None])
-    into_input = _product(mass[:, None], params["W_enc"].mT)[:, 0]
+    grads["W_enc"] = product(x.T.expand(len(d), -1, -1), d).sub_(params["b_dec"][..., None] * mass[:, None])
+    into_input = product(mass[:, None], params["W_enc"].mT)[:, 0]
     extra = {name: grads.pop(name) for name in ("W_dec", "b_dec") if name in grads}
-    grads["W_dec"] = _product(f.mT, e)
+    grads["W_dec"] = product(f.mT, e)
     grads["b_dec"] = e.sum(1) - into_input
     for name, grad in extra.items():
         grads[name] += grad
@@ -124,14 +121,9 @@ def gradients(
 
 def _error(params: Params, f: Tensor, x: Tensor) -> tuple[Float[Tensor, "sae token d_in"], Float[Tensor, " sae"]]:
     """The derivative of the mean squared norm of x̂ - x by x̂, and that mean."""
-    e = _product(f, params["W_dec"]).add_(params["b_dec"][:, None]).sub_(x)
+    e = product(f, params["W_dec"]).add_(params["b_dec"][:, None]).sub_(x)
     error = e.square().sum((1, 2)) / len(x)
     return e.mul_(2 / len(x)), error
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b of every SAE. `bmm` would copy what is transposed, on a CPU."""
-    return torch.mm(a[0], b[0])[None] if len(a) == 1 else torch.bmm(a, b)
 
 
 def _where_on(d: Tensor, f: Tensor) -> Tensor:
@@ -140,4 +132,4 @@ def _where_on(d: Tensor, f: Tensor) -> Tensor:
 
 
 def _back(e: Float[Tensor, "sae token d_in"], params: Params) -> Float[Tensor, "sae token d_sae"]:
-    return _product(e, params["W_dec"].mT)
+    return product(e, params["W_dec"].mT)

@@ -72,11 +72,16 @@ class _Jump(torch.autograd.Function):
         return grad_pre, -hit[:, None], None, None
 
 
+def product(a: Float[Tensor, "sae m k"], b: Float[Tensor, "sae k n"]) -> Float[Tensor, "sae m n"]:
+    """a @ b of every SAE. `bmm` would copy what is transposed, on a CPU."""
+    return torch.mm(a[0], b[0])[None] if len(a) == 1 else torch.bmm(a, b)
+
+
 def inner(params: Params, x: Float[Tensor, "token d_in"], bias: str | None) -> Float[Tensor, "sae token d_sae"]:
     """(x - b_dec) W_enc + bias, with b_dec folded into the bias: no gradient has to pass through the input."""
-    offset = torch.bmm(params["b_dec"][:, None], params["W_enc"])
+    offset = product(params["b_dec"][:, None], params["W_enc"])
     shift = -offset if bias is None else params[bias][:, None] - offset
-    return torch.baddbmm(shift, x.expand(len(shift), -1, -1), params["W_enc"])
+    return product(x.expand(len(shift), -1, -1), params["W_enc"]).add_(shift)
 
 
 def _decode(params: Params, f: Tensor) -> Tensor:

@@ -93,9 +93,13 @@ class _Shuffled:
         """Root mean square norm of the activations at a hook, in the first block."""
         return self._moments[hook][0] ** 0.5
 
-    def median(self, hook: str, n: int = 10_000) -> Float[Tensor, " d_in"]:
-        """Geometric median of the first `n` activations of the first block at a hook."""
-        return geometric_median(self.compute(0)[hook][:n].float())
+    @cached_property
+    def _medians(self) -> dict[str, Float[Tensor, " d_in"]]:
+        return {hook: geometric_median(x[:10_000].float()) for hook, x in self.compute(0).items()}
+
+    def median(self, hook: str) -> Float[Tensor, " d_in"]:
+        """Geometric median of the first 10 000 activations at a hook."""
+        return self._medians[hook]
 
     def variance(self, hook: str) -> float:
         """E‖x - E x‖² of the activations at a hook, in the first block."""
