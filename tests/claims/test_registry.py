@@ -1,6 +1,6 @@
 import pytest
 
-from mechinterp.claims import CLAIMS, Claim, Range, find_claim
+from mechinterp.claims import CLAIMS, Claim, Range, Size, find_claim
 from mechinterp.claims.expectations import holds
 
 
@@ -67,3 +67,18 @@ def test_a_claim_has_a_lab_expectation_or_a_reason():
         Claim(**fields, lab=Range(0, 1), why_not_lab="no such heads")
     assert Claim(**fields, why_not_lab="no such heads").expected("lab") is None
     assert Claim(**fields, why_not_lab="no such heads").expected("rehearsal") == Range(0, 1)
+
+
+def test_every_claim_of_the_first_chapter_is_stated_for_the_laptop_with_its_null_and_names_no_head():
+    for entry in CLAIMS["ioi"].values():
+        assert entry.laptop is not None
+        assert entry.null
+        rules = entry.laptop.values() if isinstance(entry.laptop, dict) else [entry.laptop]
+        assert all(isinstance(rule, Range | Size) for rule in rules)
+    assert {id for id, entry in CLAIMS["ioi"].items() if entry.seen_before} == {"IOI-1", "IOI-2", "IOI-3"}
+
+
+def test_a_laptop_expectation_comes_with_its_null():
+    fields = {"id": "X-1", "statement": "s", "paper_value": "1", "where": "§1", "measure": "m", "paper": Range(0, 1)}
+    with pytest.raises(ValueError, match="X-1"):
+        Claim(**fields, why_not_lab="no such heads", laptop=Range(0, 1))
