@@ -32,15 +32,17 @@ class Head(NamedTuple):
 
 def all_heads(model: Any) -> list[Head]:
     """Every head of a model, layer by layer."""
-    return [Head(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
+    from mechinterp.anatomy import size
+
+    return size(model).heads
 
 
 def check_heads(model: Any, heads: Iterable[Head]) -> list[Head]:
     """The heads as a list; `ValueError` naming the first one that the model does not have."""
-    heads = [Head(*h) for h in heads]
+    from mechinterp.anatomy import size
+
+    sizes, heads = size(model), [Head(*h) for h in heads]
     for h in heads:
-        if not (0 <= h.layer < model.cfg.n_layers and 0 <= h.head < model.cfg.n_heads):
-            raise ValueError(
-                f"no head {h} in this model: layers 0..{model.cfg.n_layers - 1}, heads 0..{model.cfg.n_heads - 1}"
-            )
+        if not (0 <= h.layer < sizes.n_layers and 0 <= h.head < sizes.n_heads):
+            raise ValueError(f"no head {h} in this model: layers 0..{sizes.n_layers - 1}, heads 0..{sizes.n_heads - 1}")
     return heads

@@ -1,7 +1,6 @@
 """What a user gets wrong is named at the door; hooks of others are left alone."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 from mechinterp.heads import Head
 from mechinterp.models import to_bridge
 from mechinterp.patching import activation_patch, logits_at, mask, path_patch, record, replace
-from mechinterp.patching.checks import check_model
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -100,31 +98,34 @@ def test_a_model_that_gives_nan_is_refused(make_gpt2: Any, tokenizer: Any, promp
         call(model, prompts)
 
 
-@pytest.mark.parametrize(
-    ("setting", "what"),
-    [
-        ({"parallel_attn_mlp": True}, "parallel attention"),
-        ({"positional_embedding_type": "rotary"}, "rotary positions"),
-        ({"n_key_value_heads": 2}, "grouped keys"),
-        ({"attention_dir": "bidirectional"}, "not causal"),
-        ({"output_logits_soft_cap": 30.0}, "soft-capped"),
-        ({"use_local_attn": True}, "local attention"),
-    ],
-)
-def test_other_architectures_are_refused(setting: dict[str, Any], what: str) -> None:
-    cfg = {"n_layers": 1, "n_heads": 4, "positional_embedding_type": "standard"} | setting
-    with pytest.raises(ValueError, match=what):
-        check_model(SimpleNamespace(cfg=SimpleNamespace(**cfg)))
+def test_ids_that_are_none(tiny: Any, prompts: Any) -> None:
+    for wrong, message in [
+        ("When Mary and John", "tensor of token ids, not str"),
+        (["When Mary"], "not list"),
+        (prompts.clean.float(), "whole numbers"),
+        (prompts.clean + 8192, "vocabulary of 8192"),
+        (prompts.clean - 8192, "vocabulary of 8192"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            logits_at(tiny, wrong, prompts.at)
+        with pytest.raises(ValueError, match=message):
+            record(tiny, wrong)
+        with pytest.raises(ValueError, match=message):
+            call(tiny, prompts, corrupt=wrong)
 
 
-def test_a_model_whose_forward_pass_is_another_is_refused(make_gpt2: Any, tokenizer: Any, prompts: Any) -> None:
-    """Here through a hook that somebody left; an architecture that is not GPT-2's shows in the same way."""
-    model = to_bridge(make_gpt2(n_layer=1), tokenizer, name="hooked", device="cpu")
-    model.blocks[0].hook_mlp_out.add_hook(lambda x, hook: 2 * x)
-    with pytest.raises(ValueError, match="other logits than this model"):
-        logits_at(model, prompts.clean, prompts.at)
-    model.reset_hooks()
-    logits_at(model, prompts.clean, prompts.at)
+def test_padding_on_the_left_is_refused_and_on_the_right_changes_nothing(tiny: Any, prompts: Any) -> None:
+    pad = tiny.tokenizer.pad_token_id
+    assert pad is not None
+    filler = torch.full((len(prompts.clean), 3), pad)
+    with pytest.raises(ValueError, match="begin with padding"):
+        logits_at(tiny, torch.cat([filler, prompts.clean], 1), prompts.at + 3)
+    with pytest.raises(ValueError, match="begin with padding"):
+        call(
+            tiny, prompts, clean=torch.cat([filler, prompts.clean], 1), corrupt=torch.cat([filler, prompts.corrupt], 1)
+        )
+    longer = torch.cat([prompts.clean, filler], 1)
+    torch.testing.assert_close(logits_at(tiny, longer, prompts.at), logits_at(tiny, prompts.clean, prompts.at))
 
 
 def test_another_mlp_and_other_norms_work_through_the_model_s_own_modules(

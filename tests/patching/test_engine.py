@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from mechinterp.anatomy import Anatomy
 from mechinterp.models import load
-from mechinterp.patching.engine import trace, unembed
+from mechinterp.patching.engine import trace
 
 TOKENS = torch.randint(1, 8192, (3, 11), generator=torch.Generator().manual_seed(0))
 
@@ -15,13 +16,16 @@ def model():
 
 
 def final(model, **options):
-    end = ("resid_pre", model.cfg.n_layers)
-    cache = trace(model, TOKENS, lambda name, layer, x: x if (name, layer) == end else None, **options)
-    return unembed(model, cache[end])
+    anatomy = Anatomy.of(model)
+    end = ("resid_pre", anatomy.size.n_layers)
+    cache = trace(anatomy, TOKENS, lambda name, layer, x: x if (name, layer) == end else None, **options)
+    return anatomy.unembed(cache[end])
 
 
 def test_a_pass_from_the_middle_is_the_rest_of_the_whole_one(model):
-    cache = trace(model, TOKENS, lambda name, layer, x: x if (name, layer) == ("resid_pre", 2) else None, stop=3)
+    cache = trace(
+        Anatomy.of(model), TOKENS, lambda name, layer, x: x if (name, layer) == ("resid_pre", 2) else None, stop=3
+    )
     torch.testing.assert_close(final(model, start=(2, cache["resid_pre", 2])), final(model), atol=1e-5, rtol=0)
 
 

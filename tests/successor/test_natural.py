@@ -124,7 +124,7 @@ def test_generated_rows_are_seeded_and_full(tokenizer: Any) -> None:
 
 
 def test_bad_input(tiny: Any, unchecked: None) -> None:
-    with pytest.raises(ValueError, match="at least two positions"):
+    with pytest.raises(ValueError, match="at least two tokens"):
         direct_effects(tiny, torch.zeros(2, 1, dtype=torch.long))
     with pytest.raises(ValueError, match=r"no head 12\.3"):
         winning_cases(tiny, torch.zeros(2, 4, dtype=torch.long), Head(12, 3))

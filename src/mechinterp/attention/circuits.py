@@ -1,4 +1,4 @@
-"""The OV and QK circuits of a head, kept as products of thin matrices (Elhage et al., 2021)."""
+"""The OV and QK circuits of a head, kept as products of thin matrices (Elhage et al., 2021), and what they read."""
 
 from typing import Any
 
@@ -7,37 +7,84 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.FactoredMatrix import FactoredMatrix
 
+from mechinterp.anatomy import Anatomy
 from mechinterp.heads import Head, check_heads
+from mechinterp.patching.checks import check_ids, check_text
+from mechinterp.patching.engine import trace
 
 
 def ov_circuit(model: Any, head: Head) -> FactoredMatrix:
-    """What attending to a direction writes: W_V W_O, [d_model d_model] as a product through d_head."""
+    """What attending to a direction writes: W_V W_O, [d_model d_model] as a product through d_head.
+
+    From the normalised stream, with the value that the head shares with others where they are grouped; under a post
+    norm, times that norm's scale.
+    """
     [(layer, index)] = check_heads(model, [head])
-    return FactoredMatrix(model.W_V[layer, index], model.W_O[layer, index])
+    block = Anatomy.of(model).layers[layer]
+    return FactoredMatrix(block.W_V(index), block.writes(index))
 
 
 def qk_circuit(model: Any, head: Head) -> FactoredMatrix:
-    """Which directions attend to which: W_Q W_Kᵀ, [d_model (query) d_model (key)] through d_head."""
+    """Which directions attend to which: W_Q W_Kᵀ, [d_model (query) d_model (key)] through d_head.
+
+    With rotary positions this is the product at distance 0; norms of queries and keys are left out.
+    """
     [(layer, index)] = check_heads(model, [head])
-    return FactoredMatrix(model.W_Q[layer, index], model.W_K[layer, index].T)
+    block = Anatomy.of(model).layers[layer]
+    return FactoredMatrix(block.W_Q(index), block.W_K(index).T)
 
 
 @torch.no_grad()
 def effective_embedding(
     model: Any, tokens: Int[Tensor, " token"] | None = None, *, embedding: bool = True, block: int = 1024
 ) -> Float[Tensor, "token d_model"]:
-    """W_E + MLP0(LN2(W_E)): what a token is after block 0 when attention and positions are left out.
+    """W_E + MLP0(norm(W_E)): what a token is after block 0 when attention and positions are left out.
 
     `W_EE` of copy suppression (McDougall et al., Appendix I); without the first term, `embedding=False`, the input
-    of successor heads (Gould et al.). The same for models whose MLP stands beside the attention, as in Pythia.
+    of successor heads (Gould et al.). The same for models whose MLP stands beside the attention, as in Pythia. What a
+    token is in context is `contextual_embedding`; a context of that token alone is neither: its attention is a sink.
 
     Args:
         tokens: token ids; None for the whole vocabulary.
         block: tokens at a time. Memory: block · d_mlp floats beside the result.
     """
-    first, rows = model.blocks[0], model.W_E if tokens is None else model.W_E[tokens.to(model.W_E.device)]
+    anatomy = Anatomy.of(model)
+    if tokens is None:
+        tokens = torch.arange(anatomy.size.d_vocab)
+    check_ids(anatomy.size, tokens)
     parts = []
-    for x in rows.split(block):
-        out = first.mlp(first.ln2(x[None]))[0]
+    for ids in tokens.to(anatomy.device).split(block):
+        x = anatomy.embed(ids, positions=False)
+        out = anatomy.layers[0].mlp(x)
         parts.append(x + out if embedding else out)
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def contextual_embedding(
+    model: Any, text: Int[Tensor, "doc pos"], layer: int
+) -> tuple[Float[Tensor, "token d_model"], Int[Tensor, " token"]]:
+    """The mean stream before a layer at every token's places in a text, and how many places those are.
+
+    First positions are left out: what stands there is the attention's sink. Tokens that the text lacks have zeros and
+    a count of 0.
+
+    Errors: `ValueError` for a layer that the model does not have.
+
+    >>> from mechinterp.models import load
+    >>> mean, count = contextual_embedding(load("lab"), torch.tensor([[0, 5, 9, 5]]), 1)
+    >>> count[torch.tensor([0, 5, 9])].tolist()
+    [0, 2, 1]
+    """
+    anatomy = check_text(model, text)
+    if not 0 <= layer <= anatomy.size.n_layers:
+        raise ValueError(f"no stream before layer {layer}: this model has 0..{anatomy.size.n_layers}")
+    total = torch.zeros(anatomy.size.d_vocab, anatomy.size.d_model, device=anatomy.device)
+    count = torch.zeros(anatomy.size.d_vocab, dtype=torch.long, device=anatomy.device)
+    for row in text.split(1):
+        end = ("resid_pre", layer)
+        got = trace(anatomy, row, lambda name, i, x, end=end: x if (name, i) == end else None, stop=layer)  # type: ignore[misc]
+        ids = row[0, 1:]
+        total.index_add_(0, ids, got[end][0, 1:].float())
+        count.index_add_(0, ids, torch.ones_like(ids))
+    return total / count.clamp(min=1)[:, None], count

@@ -7,6 +7,9 @@ other reads is the Frobenius norm of the product over the product of the norms:
     K:  ||W_V1 W_O1 W_K2 W_Q2ᵀ||   / (||W_V1 W_O1|| ||W_Q2 W_K2ᵀ||)
     V:  ||W_V1 W_O1 W_V2 W_O2||    / (||W_V1 W_O1|| ||W_V2 W_O2||)
 
+The stream that is written to is the stream that is read: readers' norm gains are folded in, writers' post norms too.
+With rotary positions Q and K are those of distance 0; norms of queries and keys are left out.
+
 Everything is computed through d_head x d_head Gram matrices; no d_model x d_model matrix is formed.
 """
 
@@ -18,25 +21,38 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechinterp.anatomy import Anatomy, Layer
+
 Mode = Literal["q", "k", "v"]
 
 
 @dataclass(frozen=True)
 class HeadWeights:
-    """Attention weights with layer norm gains folded in; all a composition score needs.
+    """Attention weights with norm gains folded in; all a composition score needs. A shared key or value is there once
+    for every head that reads it.
 
-    Reading matrices are centred over d_model (layer norm removes the mean) and so are writing ones.
+    Where norms remove the mean (layer norm, not RMS), reading matrices are centred over d_model and so are writing ones.
     """
 
     W_Q: Float[Tensor, "layer head d_model d_head"]
     W_K: Float[Tensor, "layer head d_model d_head"]
     W_V: Float[Tensor, "layer head d_model d_head"]
     W_O: Float[Tensor, "layer head d_head d_model"]
+    centres: bool = True
 
     @classmethod
+    @torch.no_grad()
     def of(cls, model: Any) -> "HeadWeights":
-        """The weights of a `TransformerBridge` loaded by `mechinterp.models.load` (folded, centred)."""
-        return cls(*(_centred(getattr(model, f"W_{n}").detach(), n) for n in "QKVO"))
+        """The weights of a model that `Anatomy` describes."""
+        anatomy = Anatomy.of(model)
+        # Whether the next reader removes the mean is what counts, for writers as well.
+        centres = all(layer.norm1.centres for layer in anatomy.layers)
+        every = range(anatomy.size.n_heads)
+        parts = [
+            torch.stack([torch.stack([read(layer, h) for h in every]) for layer in anatomy.layers])
+            for read in (Layer.W_Q, Layer.W_K, Layer.W_V, Layer.writes)
+        ]
+        return cls(*(_centred(w, n) if centres else w for w, n in zip(parts, "QKVO", strict=True)), centres)
 
     @classmethod
     def load(cls, folder: str | Path) -> "HeadWeights":
@@ -53,6 +69,11 @@ class HeadWeights:
             if not (folder / name).is_file():
                 raise ValueError(f"{folder} has no {name}; give a folder with a GPT-2 checkpoint in safetensors")
         config = json.loads((folder / "config.json").read_text())
+        if config.get("model_type", "gpt2") != "gpt2" or "n_head" not in config:
+            raise ValueError(
+                f"{folder} is a {config.get('model_type') or 'model'} of another family; this reads GPT-2 checkpoints. "
+                "Load the model and use HeadWeights.of(model)"
+            )
         heads = config["n_head"]
         parts: dict[str, list[Tensor]] = {n: [] for n in "QKVO"}
         with safe_open(folder / "model.safetensors", "pt") as file:
@@ -75,7 +96,12 @@ class HeadWeights:
         """Gaussian matrices of the same shapes: the null model of `composition`."""
         generator = torch.Generator().manual_seed(seed)
         return HeadWeights(
-            *(_centred(torch.randn(getattr(self, f"W_{n}").shape, generator=generator), n) for n in "QKVO")
+            *(
+                _centred(w, n) if self.centres else w
+                for n in "QKVO"
+                for w in [torch.randn(getattr(self, f"W_{n}").shape, generator=generator)]
+            ),
+            self.centres,
         )
 
 

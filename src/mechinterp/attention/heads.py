@@ -8,40 +8,32 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechinterp.anatomy import size
 from mechinterp.heads import Head, check_heads
-
-
-def _check(model: Any, tokens: Tensor, batch_size: int) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    if tokens.ndim != 2 or 0 in tokens.shape:
-        raise ValueError(f"tokens must have shape [prompt pos] and not be empty, got {tuple(tokens.shape)}")
-    if tokens.shape[1] > model.cfg.n_ctx:
-        raise ValueError(f"{tokens.shape[1]} tokens do not fit into the model's context of {model.cfg.n_ctx}")
+from mechinterp.patching.checks import check_tokens
+from mechinterp.patching.direct import written
+from mechinterp.patching.engine import trace
 
 
 @torch.no_grad()
 def _collect(
     model: Any,
     tokens: Int[Tensor, "prompt pos"],
-    hook: str,
+    wanted: str,
     reduce: Callable[[Tensor, slice], Tensor],
     batch_size: int,
 ) -> Float[Tensor, "layer prompt ..."]:
-    """Run the model and keep `reduce(activation, prompts)` of one hook in every layer, stopping after the last."""
-    _check(model, tokens, batch_size)
-    names = [f"blocks.{layer}.attn.{hook}" for layer in range(model.cfg.n_layers)]
+    """Run the model and keep `reduce(activation, prompts)` of one activation of `trace` in every layer."""
+    anatomy = check_tokens(model, tokens, batch_size)
     columns = []
     for start in range(0, len(tokens), batch_size):
         part = slice(start, start + batch_size)
-        kept: dict[str, Tensor] = {}
 
-        def keep(x: Tensor, hook: Any, part: slice = part, kept: dict[str, Tensor] = kept) -> None:
-            kept[hook.name] = reduce(x, part)
+        def keep(name: str, layer: int, x: Tensor, part: slice = part) -> Tensor | None:
+            return reduce(x, part) if name == wanted else None
 
-        with model.hooks([(name, keep) for name in names]):
-            model(tokens[part], stop_at_layer=model.cfg.n_layers)
-        columns.append(torch.stack([kept[name] for name in names]))
+        got = trace(anatomy, tokens[part], keep)
+        columns.append(torch.stack([got[wanted, layer] for layer in range(anatomy.size.n_layers)]))
     return torch.cat(columns, 1)
 
 
@@ -55,7 +47,7 @@ def patterns(
     heads = check_heads(model, heads)
     if not heads:
         raise ValueError("no heads given")
-    stacked = _collect(model, tokens, "hook_pattern", lambda x, _: x, batch_size)
+    stacked = _collect(model, tokens, "pattern", lambda x, _: x, batch_size)
     return torch.stack([stacked[h.layer, :, h.head] for h in heads])
 
 
@@ -72,22 +64,21 @@ def attention_to(
     def reduce(x: Tensor, part: slice) -> Tensor:
         return x[torch.arange(len(x), device=x.device), :, query[part].to(x.device), key[part].to(x.device)]
 
-    return rearrange(
-        _collect(model, tokens, "hook_pattern", reduce, batch_size), "layer prompt head -> layer head prompt"
-    )
+    return rearrange(_collect(model, tokens, "pattern", reduce, batch_size), "layer prompt head -> layer head prompt")
 
 
 def repeated_tokens(model: Any, *, n: int = 20, length: int = 100, seed: int = 0) -> Int[Tensor, "prompt pos"]:
-    """`length` random tokens, repeated once (AA), behind the BOS token if the tokenizer adds one.
+    """`length` random tokens, repeated once (AA), after the BOS token if the tokenizer adds one.
 
     The length is cut to what the model's context holds.
     """
     bos = getattr(model.tokenizer, "bos_token_id", None)
-    length = min(length, (model.cfg.n_ctx - (bos is not None)) // 2)
+    sizes = size(model)
+    length = min(length, (sizes.n_ctx - (bos is not None)) // 2)
     generator = torch.Generator().manual_seed(seed)
-    block = torch.randint(1, model.cfg.d_vocab, (n, length), generator=generator)
+    block = torch.randint(1, sizes.d_vocab, (n, length), generator=generator)
     parts = [block, block] if bos is None else [torch.full((n, 1), bos), block, block]
-    return torch.cat(parts, 1).to(model.W_E.device)
+    return torch.cat(parts, 1).to(next(model.parameters()).device)
 
 
 def _offset_score(model: Any, offset: Callable[[int], int], second: bool, n: int, length: int, seed: int) -> Tensor:
@@ -99,7 +90,7 @@ def _offset_score(model: Any, offset: Callable[[int], int], second: bool, n: int
         diagonal = x.diagonal(-offset(size), dim1=-2, dim2=-1)  # entry j is query j + offset, key j
         return diagonal[..., max(first - offset(size), 0) :].mean(-1)
 
-    return _collect(model, tokens, "hook_pattern", reduce, 16).mean(1)
+    return _collect(model, tokens, "pattern", reduce, 16).mean(1)
 
 
 def previous_token_scores(model: Any, *, n: int = 20, length: int = 100, seed: int = 0) -> Float[Tensor, "layer head"]:
@@ -127,17 +118,12 @@ def direct_projection(
 ) -> Float[Tensor, "layer head prompt"]:
     """Every head's output at `at` along the unembedding direction of one token a prompt (Figure 3c).
 
-    The output is taken before b_O, and the final layer norm is left out, as in the paper.
+    The output is taken before b_O, and the final layer norm is left out, as in the paper. Under a post norm its scale
+    is frozen.
     """
-
-    def reduce(z: Tensor, part: slice) -> Tensor:
-        return z[torch.arange(len(z), device=z.device), at[part].to(z.device)]
-
-    z = _collect(model, tokens, "hook_z", reduce, batch_size)  # layer prompt head d_head
-    directions = model.W_U[:, token_ids.to(model.W_U.device)]
-    # Going from d_model down to d_head first is `heads` times cheaper than forming every head's output.
-    read = torch.einsum("lhem,mp->lphe", model.W_O, directions)
-    return torch.einsum("lphe,lphe->lhp", z, read)
+    anatomy = check_tokens(model, tokens, batch_size, at)
+    parts = written(anatomy, tokens, at, batch_size=batch_size)
+    return parts.heads_along(anatomy, anatomy.directions(token_ids.to(anatomy.device)))
 
 
 @torch.no_grad()
@@ -154,7 +140,8 @@ def copy_scores(
 
     The residual stream after block 0 at the given positions goes through the layer norm of the head's own
     layer, W_V and W_O, the final layer norm and the unembedding; a hit is the token itself among the k
-    highest logits. Biases are left out, so that only what depends on the token counts.
+    highest logits. Biases are left out, so that only what depends on the token counts. A post norm's scale does not
+    matter, its gain does.
 
     Args:
         positions: where the tokens (names) stand, one position a prompt; several sets are pooled.
@@ -163,24 +150,29 @@ def copy_scores(
 
     Memory: one layer's logits, prompts · vocabulary floats per head at a time.
     """
-    _check(model, tokens, batch_size)
+    anatomy = check_tokens(model, tokens, batch_size)
     if sign not in (1, -1):
         raise ValueError(f"sign must be 1 or -1, not {sign}")
     pieces, ids = [], []
     for part in torch.arange(len(tokens)).split(batch_size):
-        cache = model.run_with_cache(tokens[part], names_filter="blocks.0.hook_resid_post", stop_at_layer=1)[1]
-        resid, rows = cache["blocks.0.hook_resid_post"], torch.arange(len(part))
+        after = trace(
+            anatomy, tokens[part], lambda name, layer, x: x if (name, layer) == ("resid_pre", 1) else None, stop=1
+        )
+        resid, rows = after["resid_pre", 1], torch.arange(len(part))
         for where in positions:
             here = where[part].to(resid.device)
             pieces.append(resid[rows, here])
             ids.append(tokens[part][rows, here])
     # The same token at the same position gives the same answer in every prompt, but contexts differ.
     x, target = torch.cat(pieces), torch.cat(ids)
-    hits = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, device=x.device)
-    for layer in range(model.cfg.n_layers):
-        normal = model.blocks[layer].ln1(x[:, None])[:, 0]
-        for head in range(model.cfg.n_heads):
-            out = sign * (normal @ model.W_V[layer, head] @ model.W_O[layer, head])
-            best = (model.ln_final(out[:, None])[:, 0] @ model.W_U).topk(k, -1).indices
-            hits[layer, head] = (best == target[:, None]).any(-1).float().mean()
+    hits = torch.zeros(anatomy.size.n_layers, anatomy.size.n_heads, device=x.device)
+    for head in anatomy.size.heads:
+        layer = anatomy.layers[head.layer]
+        values = layer.ready("v", layer.project("v", layer.norm1(x), [head.head]))[:, 0]
+        if layer.clip is None:
+            values = values - layer.bias("v", head.head)
+        out = sign * (values @ layer.writes(head.head))
+        normal = anatomy.final.frozen(out, anatomy.final.scale(out))
+        best = (normal @ anatomy.W_U).topk(k, -1).indices
+        hits[head] = (best == target[:, None]).any(-1).float().mean()
     return hits

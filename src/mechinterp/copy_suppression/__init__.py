@@ -25,17 +25,21 @@ from mechinterp.copy_suppression.self_repair import (
 )
 from mechinterp.copy_suppression.similar import root, similar_tokens
 from mechinterp.copy_suppression.weights import (
+    DISTANCES,
     RankTests,
     composition_ranks,
     diagonal_ranks,
+    distance_weights,
     ov_ranks,
     qk_ranks,
+    qk_ranks_at,
     rank_tests,
     token_vectors,
 )
 
 __all__ = [
     "CSPA",
+    "DISTANCES",
     "PARTS",
     "AttendedPairs",
     "Calibration",
@@ -54,6 +58,7 @@ __all__ = [
     "composition_ranks",
     "cspa",
     "diagonal_ranks",
+    "distance_weights",
     "fit_scores",
     "head_means",
     "head_paths",
@@ -61,6 +66,7 @@ __all__ = [
     "ov_ranks",
     "qk_projection",
     "qk_ranks",
+    "qk_ranks_at",
     "query_projection",
     "rank_tests",
     "records",

@@ -8,16 +8,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mechinterp.anatomy import Anatomy
 from mechinterp.attention import effective_embedding
-from mechinterp.copy_suppression.cspa import logit_lens
-from mechinterp.copy_suppression.recording import (
-    check_text,
-    head_means,
-    records,
-    refuse_rotary,
-    through_final_norm,
-)
+from mechinterp.copy_suppression.cspa import lens_of
+from mechinterp.copy_suppression.recording import head_means, records
 from mechinterp.heads import Head, check_heads
+from mechinterp.patching.checks import check_text
+from mechinterp.patching.engine import trace
 from mechinterp.stats import bootstrap
 
 
@@ -55,39 +52,41 @@ def head_paths(
     Args:
         intact: later heads that keep their clean output, so that paths through them are not ablated (Appendix C).
 
+    The direct path is the change of what the head writes; a post norm's scale is frozen in it, the final norm's is not.
+
     Errors: `ValueError` if a head of `intact` does not come after the head.
     """
     [(layer, index)] = check_heads(model, [head])
-    check_text(model, tokens)
+    anatomy = check_text(model, tokens)
     for later in check_heads(model, intact):
         if later.layer <= layer:
             raise ValueError(f"{later} does not come after {Head(*head)}: no path leads through it")
     mean = (head_means(model, tokens, [head]) if means is None else means)[head]
-    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
-    spots = {f"blocks.{h.layer}.attn.hook_z" for h in (Head(layer, index), *intact)}
+    head, block, end = Head(layer, index), anatomy.layers[layer], ("resid_pre", anatomy.size.n_layers)
+    kept = {end, ("resid_pre", layer), ("attn", layer)} | {("z", h.layer) for h in (head, *intact)}
     rows = []
-    for row in tokens.to(model.W_E.device):
-        _, cache = model.run_with_cache(row[None], names_filter=lambda name: name == last or name in spots)
+    for row in tokens:
+        clean = trace(anatomy, row[None], lambda name, i, x: x if (name, i) in kept else None)
 
-        def edit(z: Tensor, hook: Any, cache: Any = cache) -> Tensor:
-            z = z.clone()
-            if hook.name == f"blocks.{layer}.attn.hook_z":
-                z[:, :, index] = mean
+        def edit(name: str, i: int, x: Tensor, clean: Any = clean) -> Tensor:
+            if name != "z" or i < layer:
+                return x
+            x = x.clone()
+            if i == layer:
+                x[:, :, index] = mean
             for other in intact:
-                if hook.name == f"blocks.{other.layer}.attn.hook_z":
-                    z[:, :, other.head] = cache[hook.name][:, :, other.head]
-            return z
+                if other.layer == i:
+                    x[:, :, other.head] = clean["z", i][:, :, other.head]
+            return x
 
-        end: dict[str, Tensor] = {}
-
-        def keep(x: Tensor, hook: Any, end: dict[str, Tensor] = end) -> None:
-            end["ablated"] = x
-
-        hooks = [(name, edit) for name in spots]
-        model.run_with_hooks(row[None], fwd_hooks=[*hooks, (last, keep)])
-        direct = (mean - cache[f"blocks.{layer}.attn.hook_z"][0, :, index]) @ model.W_O[layer, index]
-        streams = torch.cat([cache[last], end["ablated"], cache[last] + direct, end["ablated"] - direct])
-        logp = (model.ln_final(streams) @ model.W_U + model.b_U).log_softmax(-1)[:, :-1]
+        start = (layer, clean["resid_pre", layer])
+        ablated = trace(
+            anatomy, row[None], lambda name, i, x: x if (name, i) == end else None, start=start, change=edit
+        )[end]
+        gone = (mean - clean["z", layer][0, :, index]) @ block.writes(index)
+        direct = gone / block.post1.scale(clean["attn", layer][0])
+        streams = torch.cat([clean[end], ablated, clean[end] + direct, ablated - direct])
+        logp = anatomy.unembed(streams).log_softmax(-1)[:, :-1]
         rows.append(-logp.gather(-1, row[None, 1:, None].expand(4, -1, 1))[..., 0])
     return Paths(*torch.stack(rows, 1).cpu())
 
@@ -132,10 +131,10 @@ def cases(
     [(layer, index)] = check_heads(model, [head])
     paths = head_paths(model, tokens, head, means=means)
     rows = []
-    write = model.W_O[layer, index] @ model.W_U
+    write = _writes(model, Head(layer, index))
     for record in records(model, tokens, [layer]):
         pattern = record.pattern[layer][index]
-        lens = model.ln_final(record.resid[layer][None])[0] @ model.W_U + model.b_U
+        lens = record.anatomy.read(record.anatomy.final(record.resid[layer]))
         likely = lens.gather(1, record.tokens.expand(len(lens), -1)) >= lens.topk(k).values[:, -1:]
         effect = record.z[layer][:, index] @ write
         own = effect.gather(1, record.tokens.expand(len(lens), -1))
@@ -147,6 +146,12 @@ def cases(
         rows.append([(x & seen).any(1) for x in (likely, looked, lowest, together)] + [source])
     predicted, attended, lowered, passed, source = (torch.stack(x).cpu() for x in zip(*rows, strict=True))
     return Cases(paths.ablated - paths.clean, predicted, attended, lowered, passed, source)
+
+
+def _writes(model: Any, head: Head) -> Float[Tensor, "d_head vocab"]:
+    """What a unit of z does to the logits, up to the positive scales of norms."""
+    anatomy = Anatomy.of(model)
+    return anatomy.layers[head.layer].writes(head.head) @ anatomy.directions().T
 
 
 @dataclass(frozen=True)
@@ -175,7 +180,7 @@ def attended_pairs(model: Any, tokens: Int[Tensor, "doc pos"], head: Head, *, th
     Errors: `ValueError` if no pair has more attention than the threshold.
     """
     [(layer, index)] = check_heads(model, [head])
-    write = model.W_O[layer, index] @ model.W_U
+    write = _writes(model, Head(layer, index))
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for record in records(model, tokens, [layer]):
         _, source = (record.pattern[layer][index] > threshold).nonzero(as_tuple=True)
@@ -212,17 +217,15 @@ def calibration(
     means = head_means(model, tokens, heads) if means is None else means
     clean, without = [], {h: [] for h in heads}  # type: ignore[var-annotated]
     for record in records(model, tokens, sorted({h.layer for h in heads})):
-        logits = record.final @ model.W_U + model.b_U
-        clean.append(_certainty(logits, record.tokens))
+        clean.append(_certainty(record.logp(), record.tokens))
         for h in heads:
-            change = (means[h] - record.z[h.layer][:, h.head]) @ model.W_O[h]
-            after = logits + through_final_norm(model, change, record.scale) @ model.W_U
-            without[h].append(_certainty(after, record.tokens))
+            change = record.head_change(h, means[h] - record.z[h.layer][:, h.head])
+            without[h].append(_certainty(record.logp(change), record.tokens))
     return _calibration(clean), {h: _calibration(rows) for h, rows in without.items()}
 
 
-def _certainty(logits: Tensor, tokens: Tensor) -> Float[Tensor, " two"]:
-    logp = logits[:-1].log_softmax(-1)
+def _certainty(logp: Tensor, tokens: Tensor) -> Float[Tensor, " two"]:
+    logp = logp[:-1]
     top, guess = logp.max(-1)
     entropy = -(logp.exp() * logp).sum(-1).mean()
     return torch.stack([entropy, top.exp().mean() - (guess == tokens[1:]).float().mean()])
@@ -242,19 +245,23 @@ def key_projection(
     Args:
         where: destinations to look at. `keys`: how many of the most attended sources of each.
 
-    Each key is replaced by itself: its score changes, the others stay. Errors: `ValueError` for rotary positions.
+    Each key is replaced by itself: its score changes, the others stay. Errors: `ValueError` for keys that are normed
+        over all heads together (OLMo 2).
     """
     [(layer, index)] = check_heads(model, [head])
-    refuse_rotary(model)
+    block = Anatomy.of(model).layers[layer]
+    if block.joint:
+        raise ValueError("keys of this model are normed over all heads together: one head's cannot be replaced alone")
     every = effective_embedding(model)
     parts = []
     for record, marked in zip(records(model, tokens, [layer]), where, strict=True):
-        x = model.blocks[layer].ln1(record.resid[layer][None])[0]
+        positions = torch.arange(len(record.tokens), device=every.device)
+        x = block.norm1(record.resid[layer])
         e = torch.nn.functional.normalize(every[record.tokens], dim=-1)
         along = (x * e).sum(-1, keepdim=True) * e
-        w, b = model.W_K[layer, index], model.b_K[layer, index]
-        query = x @ model.W_Q[layer, index] + model.b_Q[layer, index]
-        gain = (query @ (along @ w + b - (x @ w + b)).T) / model.cfg.d_head**0.5
+        query = block.ready("q", block.project("q", x, [index]), positions)
+        old, new = (block.ready("k", block.project("k", key, [index]), positions) for key in (x, along))
+        gain = (block.scores(query, new) - block.scores(query, old))[0]
         d = marked.to(x.device).nonzero()[:, 0]
         d = d[d >= keys - 1]
         pattern = record.pattern[layer][index][d]
@@ -284,8 +291,8 @@ def view(model: Any, tokens: Int[Tensor, " pos"], head: Head, *, k: int = 5) -> 
     """One `TokenView` a position; logit changes are direct effects with the final norm's scale frozen."""
     [(layer, index)] = check_heads(model, [head])
     [record] = records(model, tokens[None], [layer])
-    write = through_final_norm(model, record.z[layer][:, index] @ model.W_O[layer, index], record.scale) @ model.W_U
-    lens = logit_lens(model, record.resid[layer], record.tokens)
+    write = record.through(record.head_change(Head(layer, index), record.z[layer][:, index]))
+    lens = lens_of(record.anatomy, record.resid[layer], record.tokens)
     name = model.tokenizer.decode
     views = []
     for d in range(len(tokens)):

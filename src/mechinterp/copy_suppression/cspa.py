@@ -10,7 +10,7 @@ by m(d, s) = A[d, s] · μ_d. CSPA keeps of each term only what copy suppression
     out_d = μ_d + Σ_{s kept} min(c, 0) û_s,    c(d, s) = (r(d, s) − m(d, s)) · û_s,    û_s = W_U[s] / |W_U[s]|
 
 The effect explained is 1 − D(CSPA) / D(mean ablation), D the mean KL divergence from the clean prediction; only the
-direct path to the logits is ablated, with the last layer norm's scale frozen.
+direct path to the logits is ablated, with the last layer norm's scale frozen (and a post norm's, where there is one).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,14 +21,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechinterp.copy_suppression.recording import (
-    Record,
-    check_text,
-    head_means,
-    records,
-    through_final_norm,
-)
+from mechinterp.anatomy import Anatomy
+from mechinterp.copy_suppression.recording import Record, head_means, records
 from mechinterp.heads import Head, check_heads
+from mechinterp.patching.checks import check_text
 from mechinterp.stats import bootstrap
 
 Part = Literal["both", "ov", "qk"]
@@ -114,14 +110,14 @@ def cspa(
     rows: dict[Head, list[Tensor]] = {h: [] for h in heads}
     every = tqdm(records(model, tokens, layers), total=len(tokens), desc="CSPA", unit="doc", disable=not progress)
     for record in every:
-        clean = (record.final @ model.W_U + model.b_U).log_softmax(-1)
-        kept = {layer: predicted_sources(model, record, layer, keep) for layer in layers}
-        basis = directions(model, record.tokens, similar)
+        clean = record.logp()
+        kept = {layer: predicted_sources(record, layer, keep) for layer in layers}
+        basis = directions(record.anatomy, record.tokens, similar)
         loss = next_loss(clean, record.tokens)
         for h in heads:
             values = [loss]
-            for change in _changes(model, record, h, means[h], kept[h.layer], basis, parts):
-                after = (clean + through_final_norm(model, change, record.scale) @ model.W_U).log_softmax(-1)
+            for change in _changes(record, h, means[h], kept[h.layer], basis, parts):
+                after = record.logp(change)
                 values += [token_kl(clean, after), next_loss(after, record.tokens)]
             rows[h].append(torch.stack(values))
     result = {}
@@ -133,9 +129,9 @@ def cspa(
     return result
 
 
-def predicted_sources(model: Any, record: Record, layer: int, keep: float) -> Bool[Tensor, "query key"]:
+def predicted_sources(record: Record, layer: int, keep: float) -> Bool[Tensor, "query key"]:
     """The ⌈keep · (d + 1)⌉ sources whose tokens the stream before `layer` predicts most, by the logit lens."""
-    lens = logit_lens(model, record.resid[layer], record.tokens)
+    lens = lens_of(record.anatomy, record.resid[layer], record.tokens)
     n = len(lens)
     masked = lens.masked_fill(later(lens), -torch.inf)
     order = torch.argsort(masked, dim=-1, descending=True, stable=True).argsort(-1)
@@ -143,15 +139,16 @@ def predicted_sources(model: Any, record: Record, layer: int, keep: float) -> Bo
     return (order < many[:, None]) & ~later(lens)
 
 
-def logit_lens(
-    model: Any, resid: Float[Tensor, "query d_model"], tokens: Int[Tensor, " key"]
+def lens_of(
+    anatomy: Anatomy, resid: Float[Tensor, "query d_model"], tokens: Int[Tensor, " key"]
 ) -> Float[Tensor, "query key"]:
-    """Logits of some tokens if the model ended here."""
-    return model.ln_final(resid[None])[0] @ model.W_U[:, tokens] + model.b_U[tokens]
+    """Logits of some tokens if the model ended here, before a soft cap."""
+    bias = anatomy.unembedding.bias
+    logits = anatomy.final(resid) @ anatomy.W_U[:, tokens]
+    return logits if bias is None else logits + bias[tokens]
 
 
 def _changes(
-    model: Any,
     record: Record,
     head: Head,
     mean: Tensor,
@@ -162,9 +159,10 @@ def _changes(
     """How the stream's end changes under mean ablation, then under each part of CSPA."""
     pattern = record.pattern[head.layer][head.head]
     v, z = record.v[head.layer][:, head.head], record.z[head.layer][:, head.head]
-    w_o = model.W_O[head]
+    w_o = record.anatomy.layers[head.layer].writes(head.head)
+    post = record.post_scale[head.layer]
     gone = mean - z
-    yield gone @ w_o
+    yield gone @ w_o / post
     if set(parts) & {"ov", "both"}:
         read = torch.einsum("skd,ed->ske", basis, w_o)  # what a unit of z adds along each source's directions
         own, base = torch.einsum("se,ske->sk", v, read), torch.einsum("qe,ske->qsk", mean, read)
@@ -172,18 +170,18 @@ def _changes(
     for part in parts:
         if part == "qk":
             share = pattern * kept
-            yield (share @ v + (1 - share.sum(-1, keepdim=True)) * mean - z) @ w_o
+            yield (share @ v + (1 - share.sum(-1, keepdim=True)) * mean - z) @ w_o / post
         else:
             these = lowered if part == "ov" else lowered * kept[..., None]
-            yield gone @ w_o + torch.einsum("qsk,skd->qd", these, basis)
+            yield (gone @ w_o + torch.einsum("qsk,skd->qd", these, basis)) / post
 
 
-def directions(model: Any, tokens: Tensor, similar: Tensor | None) -> Float[Tensor, "source k d_model"]:
+def directions(anatomy: Anatomy, tokens: Tensor, similar: Tensor | None) -> Float[Tensor, "source k d_model"]:
     """Orthonormal directions of each source token's unembedding and of those that mean the same."""
     if similar is None:
-        return torch.nn.functional.normalize(model.W_U[:, tokens].T, dim=-1)[:, None]
+        return torch.nn.functional.normalize(anatomy.directions(tokens), dim=-1)[:, None]
     ids = similar.to(tokens.device)[tokens]
-    vectors = model.W_U[:, ids.clamp(min=0)].permute(1, 2, 0) * (ids >= 0)[..., None]
+    vectors = anatomy.directions(ids.clamp(min=0)) * (ids >= 0)[..., None]
     basis: list[Tensor] = []
     for x in vectors.unbind(1):  # Gram-Schmidt; a row that is spanned already becomes zero
         for b in basis:

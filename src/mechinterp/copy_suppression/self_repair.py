@@ -1,6 +1,6 @@
 """When name movers are knocked out, who makes up for it, and how much? (McDougall et al., section 4.1, Eq. 4)"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechinterp.copy_suppression.recording import norm_scale, refuse_rotary, through_final_norm, through_norm
+from mechinterp.anatomy import Anatomy
 from mechinterp.heads import Head, check_heads
+from mechinterp.patching.checks import check_tokens
+from mechinterp.patching.direct import Written, written
+from mechinterp.patching.engine import Change, trace
 from mechinterp.stats import bootstrap
 
 
@@ -48,7 +51,7 @@ def self_repair(
 ) -> SelfRepair:
     """Mean-ablate heads and measure how every later component's direct contribution changes.
 
-    A contribution is what the component writes at `at`, behind the final norm of its own run, times
+    A contribution is what the component writes at `at`, after the final norm of its own run, times
     W_U[right] − W_U[wrong].
 
     Args:
@@ -59,12 +62,13 @@ def self_repair(
     ablated = check_heads(model, ablated)
     if not ablated:
         raise ValueError("no heads to ablate")
-    first = min(h.layer for h in ablated)
-    direction = (model.W_U[:, right] - model.W_U[:, wrong]).T
-
-    hooks = _mean_ablation(ablated, means)
-    clean = _contributions(model, tokens, at, direction, [])
-    after = _contributions(model, tokens, at, direction, hooks)
+    anatomy, first = check_tokens(model, tokens, 1, at), min(h.layer for h in ablated)
+    rows = anatomy.unembedding.weight
+    direction = rows[right] - rows[wrong]
+    clean, after = (
+        _contributions(anatomy, written(anatomy, tokens, at, change=change), direction)
+        for change in (None, _mean_ablation(ablated, means))
+    )
     heads, mlps = (y - x for x, y in zip(clean, after, strict=True))
     heads[: first + 1], mlps[:first] = 0, 0
     for h in ablated:
@@ -73,28 +77,11 @@ def self_repair(
 
 
 def _contributions(
-    model: Any, tokens: Tensor, at: Tensor, direction: Tensor, hooks: list[tuple[str, Callable[..., Any]]]
+    anatomy: Anatomy, parts: Written, direction: Float[Tensor, "prompt d_model"]
 ) -> tuple[Float[Tensor, "layer head prompt"], Float[Tensor, "layer prompt"]]:
-    rows = torch.arange(len(tokens), device=tokens.device)
-    kept: dict[str, Tensor] = {}
-
-    def keep(name: str) -> tuple[str, Callable[..., Any]]:
-        def store(x: Tensor, hook: Any) -> None:
-            kept[name] = x[rows, at]
-
-        return name, store
-
-    layers = range(model.cfg.n_layers)
-    names = [name for i in layers for name in (f"blocks.{i}.attn.hook_z", f"blocks.{i}.hook_mlp_out")]
-    end = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
-    model.run_with_hooks(tokens, fwd_hooks=[*hooks, *map(keep, (*names, end))])
-    scale = norm_scale(model, kept[end])
-    heads, mlps = [], []
-    for i in layers:
-        written = torch.einsum("phe,hed->hpd", kept[f"blocks.{i}.attn.hook_z"], model.W_O[i])
-        heads.append((through_final_norm(model, written, scale) * direction).sum(-1))
-        mlps.append((through_final_norm(model, kept[f"blocks.{i}.hook_mlp_out"], scale) * direction).sum(-1))
-    return torch.stack(heads), torch.stack(mlps)
+    """What heads and MLPs add to a direction of the logits, norms of their own run."""
+    d = anatomy.along(direction) / anatomy.final.scale(parts.end)
+    return parts.heads_along(anatomy, d), (parts.mlps * d).sum(-1)
 
 
 @torch.no_grad()
@@ -116,29 +103,27 @@ def attention_after(
     for writer in writers:
         if writer.layer >= reader.layer:
             raise ValueError(f"{writer} does not come before {reader}: its message cannot reach it")
-    names = [f"blocks.{layer}.attn.hook_z" for layer in range(reader.layer)]
+    anatomy = check_tokens(model, tokens, 1, at)
+    check_tokens(model, twins, 1, at)
     rows = torch.arange(len(tokens), device=tokens.device)
-    _, clean = model.run_with_cache(tokens, names_filter=lambda name: name in names)
-    _, other = model.run_with_cache(twins, names_filter=lambda name: name in names)
+    clean, other = (
+        trace(anatomy, t, lambda name, i, x: x if name == "z" else None, stop=reader.layer) for t in (tokens, twins)
+    )
 
-    def freeze(layer: int) -> tuple[str, Callable[..., Tensor]]:
-        def edit(z: Tensor, hook: Any) -> Tensor:
-            z = clean[names[layer]].clone()
-            for h in writers:
-                if h.layer == layer:
-                    z[rows, at, h.head] = other[names[layer]][rows, at, h.head]
-            return z
+    def freeze(name: str, i: int, x: Tensor) -> Tensor:
+        if name != "z" or i >= reader.layer:
+            return x
+        z = clean["z", i].clone()
+        for h in writers:
+            if h.layer == i:
+                z[rows, at, h.head] = other["z", i][rows, at, h.head]
+        return z
 
-        return names[layer], edit
-
-    found: dict[str, Tensor] = {}
-
-    def look(pattern: Tensor, hook: Any) -> None:
-        found["pattern"] = pattern[rows, reader.head, at]
-
-    hooks = [*map(freeze, range(reader.layer)), (f"blocks.{reader.layer}.attn.hook_pattern", look)]
-    model.run_with_hooks(tokens, fwd_hooks=hooks, stop_at_layer=reader.layer + 1)
-    return found["pattern"].cpu()
+    place = ("pattern", reader.layer)
+    got = trace(
+        anatomy, tokens, lambda name, i, x: x if (name, i) == place else None, stop=reader.layer + 1, change=freeze
+    )
+    return got[place][rows, reader.head, at].cpu()
 
 
 @dataclass(frozen=True)
@@ -168,62 +153,63 @@ def query_projection(
 ) -> dict[Head, QueryChange]:
     """Do later heads respond to *what* the ablated heads predicted, or to something else that they wrote?
 
-    Name movers are ablated; each reader's query at `at` then changes in one of three ways, behind its layer norm with
+    Name movers are ablated; each reader's query at `at` then changes in one of three ways, after its layer norm with
     the scale frozen. Keys, values and everything else stay clean; contributions are as in `self_repair`.
 
-    Errors: `ValueError` for rotary positions, or a reader that comes before every ablated head.
+    Errors: `ValueError` for queries that are normed over all heads together (OLMo 2), or a reader that comes before
+        every ablated head.
     """
     ablated, readers = check_heads(model, ablated), check_heads(model, readers)
-    refuse_rotary(model)
+    anatomy = check_tokens(model, tokens, 1, at)
     for reader in readers:
         if not any(h.layer < reader.layer for h in ablated):
             raise ValueError(f"no ablated head comes before {reader}: its query cannot change")
+        if anatomy.layers[reader.layer].joint:
+            raise ValueError("queries of this model are normed over all heads together: one head's cannot be changed")
     rows = torch.arange(len(tokens), device=tokens.device)
-    layers = sorted({h.layer for h in readers})
-    end = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
-    kept = {f"blocks.{layer}.{hook}" for layer in layers for hook in ("hook_resid_pre", "attn.hook_k", "attn.hook_v")}
-    kept |= {f"blocks.{layer}.attn.hook_{hook}" for layer in layers for hook in ("q", "z")}
-    _, clean = model.run_with_cache(tokens, names_filter=lambda name: name == end or name in kept)
-    streams: dict[int, Tensor] = {}
-
-    def look(x: Tensor, hook: Any) -> None:
-        streams[int(hook.name.split(".")[1])] = x[rows, at]
-
-    looks = [(f"blocks.{layer}.hook_resid_pre", look) for layer in layers]
-    model.run_with_hooks(tokens, fwd_hooks=[*_mean_ablation(ablated, means), *looks])
-    direction = (model.W_U[:, right] - model.W_U[:, wrong]).T
-    answer = torch.nn.functional.normalize(model.W_U[:, right].T, dim=-1)
-    scale = norm_scale(model, clean[end][rows, at])
-    later = torch.arange(tokens.shape[1], device=tokens.device) > at[:, None]
+    layers, end = sorted({h.layer for h in readers}), ("resid_pre", anatomy.size.n_layers)
+    kept = {end} | {(name, i) for i in layers for name in ("resid_pre", "q", "key", "value", "z", "attn")}
+    clean = trace(anatomy, tokens, lambda name, i, x: x if (name, i) in kept else None)
+    streams = trace(
+        anatomy,
+        tokens,
+        lambda name, i, x: x[rows, at] if name == "resid_pre" and i in layers else None,
+        stop=max(layers) + 1,
+        change=_mean_ablation(ablated, means),
+    )
+    unembed = anatomy.unembedding.weight
+    d = anatomy.along(unembed[right] - unembed[wrong]) / anatomy.final.scale(clean[end][rows, at])
+    answer = torch.nn.functional.normalize(anatomy.directions(right), dim=-1)
+    places = torch.arange(tokens.shape[1], device=tokens.device)
     found = {}
     for reader in readers:
-        layer, index = reader
-        part = {hook: clean[f"blocks.{layer}.attn.hook_{hook}"] for hook in "qkvz"}
-        group = part["q"].shape[2] // part["k"].shape[2]
-        query, key, value = part["q"][rows, at, index], part["k"][:, :, index // group], part["v"][:, :, index // group]
-        before = clean[f"blocks.{layer}.hook_resid_pre"][rows, at]
-        change = through_norm(model, model.blocks[layer].ln1, streams[layer] - before, norm_scale(model, before))
+        i, index = reader
+        layer = anatomy.layers[i]
+        query = clean["q", i][rows, at, index]
+        key, value = (layer.expand(clean[name, i], [index])[:, :, 0] for name in ("key", "value"))
+        before, attn = clean["resid_pre", i][rows, at], clean["attn", i][rows, at]
+        change = layer.norm1.frozen(streams["resid_pre", i] - before, layer.norm1.scale(before))
         along = (change * answer).sum(-1, keepdim=True) * answer
+        unseen = layer.hidden(at[:, None] - places)
         values = []
-        for part_of_it in (change, along, change - along):
-            score = torch.einsum("pe,pke->pk", query + part_of_it @ model.W_Q[layer, index], key)
-            pattern = (score / model.cfg.d_head**0.5).masked_fill(later, -torch.inf).softmax(-1)
-            new = torch.einsum("pk,pke->pe", pattern, value) - part["z"][rows, at, index]
-            values.append((through_final_norm(model, new @ model.W_O[reader], scale) * direction).sum(-1).cpu())
+        for part in (change, along, change - along):
+            new_query = layer.ready("q", (query + part @ layer.weight("q", index))[:, None, None], at[:, None])
+            scores = layer.scores(new_query, key[:, :, None])[:, 0, 0].masked_fill(unseen, -torch.inf)
+            new = torch.einsum("pk,pke->pe", scores.softmax(-1), value) - clean["z", i][rows, at, index]
+            values.append(((new @ layer.writes(index)) / layer.post1.scale(attn) * d).sum(-1).cpu())
         found[reader] = QueryChange(*values)
     return found
 
 
-def _mean_ablation(
-    heads: Sequence[Head], means: Float[Tensor, "layer prompt pos head d_head"]
-) -> list[tuple[str, Callable[..., Tensor]]]:
-    """Hooks that give some heads the z of `means`."""
+def _mean_ablation(heads: Sequence[Head], means: Float[Tensor, "layer prompt pos head d_head"]) -> Change:
+    """Gives some heads the z of `means`."""
 
-    def edit(z: Tensor, hook: Any) -> Tensor:
-        z, layer = z.clone(), int(hook.name.split(".")[1])
-        for h in heads:
-            if h.layer == layer:
-                z[:, :, h.head] = means[layer][:, :, h.head]
-        return z
+    def edit(name: str, i: int, x: Tensor) -> Tensor:
+        own = [h.head for h in heads if h.layer == i]
+        if name != "z" or not own:
+            return x
+        x = x.clone()
+        x[:, :, own] = means[i][:, :, own]
+        return x
 
-    return [(f"blocks.{layer}.attn.hook_z", edit) for layer in sorted({h.layer for h in heads})]
+    return edit

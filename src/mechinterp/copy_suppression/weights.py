@@ -5,7 +5,9 @@ Both tests are about the diagonal of a vocabulary x vocabulary matrix (McDougall
     OV:  W_EE W_V W_O W_U         row = attended token, column = logit; the diagonal should be very negative
     QK:  W_Uᵀ W_Q W_Kᵀ W_EEᵀ      row = predicted token, column = attended token; the diagonal should be the largest
 
-Neither matrix is ever formed: both factor through d_head, and rows are taken in blocks.
+Neither matrix is ever formed: both factor through d_head, and rows are taken in blocks. With rotary positions the
+second is another matrix at every distance, so its diagonal is ranked at each (`qk_ranks_at`); a rank of scores that
+were averaged over distances would be the rank of a head that does not exist. Norms of queries and keys are applied.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,10 +18,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechinterp.anatomy import Anatomy, Input, Layer
 from mechinterp.attention import effective_embedding
-from mechinterp.heads import Head, all_heads, check_heads
+from mechinterp.heads import Head, check_heads
+from mechinterp.patching.checks import check_ids
 
 Side = Literal["W_U", "W_EE", "W_E", "MLP0"]
+DISTANCES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""How far back a source may be, in tokens."""
 
 
 @torch.no_grad()
@@ -29,13 +35,15 @@ def diagonal_ranks(
     offset: Float[Tensor, " token"] | None = None,
     *,
     largest: bool = True,
+    tokens: Int[Tensor, " row"] | None = None,
     block: int = 256,
-) -> Int[Tensor, " token"]:
+) -> Int[Tensor, " row"]:
     """Rank of the diagonal of `left @ rightᵀ + offset` within its row; 1 is the largest (or smallest) entry.
 
     Ties do not count against the diagonal.
 
     Args:
+        tokens: which rows to rank, against all columns; None for all of them.
         offset: added to every row (what the bias of the query adds to each key).
         block: rows at a time. Memory: block · tokens floats.
 
@@ -46,6 +54,8 @@ def diagonal_ranks(
         raise ValueError(f"block must be at least 1, not {block}")
     # Buffers for all blocks: fresh memory for each would cost more time than the products. Flags are floats because
     # torch adds up booleans ten times slower; counts below 2²⁴ are exact.
+    own_columns = torch.arange(len(left), device=left.device) if tokens is None else tokens.to(left.device)
+    left = left if tokens is None else left[own_columns]
     table = left.new_empty(min(block, len(left)), len(right))
     passed = torch.empty_like(table)
     columns, ranks = right.T.contiguous(), []
@@ -54,7 +64,7 @@ def diagonal_ranks(
         rows = torch.mm(left[start : start + size], columns, out=table[:size])
         if offset is not None:
             rows += offset
-        own = rows[:, start:].diagonal()[:, None].clone()
+        own = rows.gather(1, own_columns[start : start + size, None])
         better = torch.gt(rows, own, out=passed[:size]) if largest else torch.lt(rows, own, out=passed[:size])
         ranks.append(better.sum(1).long() + 1)
     return torch.cat(ranks)
@@ -65,33 +75,42 @@ def token_vectors(model: Any, side: Side) -> Float[Tensor, "token d_model"]:
 
     Errors: `ValueError` for another name.
     """
+    anatomy = Anatomy.of(model)
     makers: dict[str, Callable[[], Tensor]] = {
-        "W_U": lambda: model.W_U.T,
+        "W_U": anatomy.directions,
         "W_EE": lambda: effective_embedding(model),
-        "W_E": lambda: model.W_E,
+        "W_E": lambda: anatomy.W_E,
         "MLP0": lambda: effective_embedding(model, embedding=False),
     }
     if side not in makers:
         raise ValueError(f"unknown vectors {side!r}; one of {', '.join(makers)}")
-    return torch.nn.functional.normalize(makers[side](), dim=-1) * model.cfg.d_model**0.5
+    return torch.nn.functional.normalize(makers[side](), dim=-1) * anatomy.size.d_model**0.5
 
 
 @torch.no_grad()
 def ov_ranks(
-    model: Any, head: Head, *, keys: Float[Tensor, "token d_model"] | None = None, block: int = 256
-) -> Int[Tensor, " token"]:
+    model: Any,
+    head: Head,
+    *,
+    keys: Float[Tensor, "token d_model"] | None = None,
+    tokens: Int[Tensor, " row"] | None = None,
+    block: int = 256,
+) -> Int[Tensor, " row"]:
     """For every token: how many logits does attending to it lower more than its own, plus one (section 3.1).
 
     1 means that the head lowers what it attends to more than anything else.
 
     Args:
         keys: what stands at the attended position; by default the effective embedding.
+        tokens: rows to rank against the whole vocabulary (a sample); None for all.
     """
-    [(layer, index)] = check_heads(model, [head])
+    [(index, h)] = check_heads(model, [head])
+    anatomy = Anatomy.of(model)
+    layer = anatomy.layers[index]
     x = token_vectors(model, "W_EE") if keys is None else keys
-    # A positive factor of a row, such as the layer norm's scale, does not change its ranks.
-    read, write = x @ _value(model, layer, index), model.W_O[layer, index] @ model.W_U
-    return diagonal_ranks(read, write.T.contiguous(), largest=False, block=block)
+    # A positive factor of a row, such as a norm's scale, does not change its ranks.
+    read, write = x @ layer.W_V(h), layer.writes(h) @ anatomy.directions().T
+    return diagonal_ranks(read, write.T.contiguous(), largest=False, tokens=_rows(anatomy, tokens), block=block)
 
 
 @torch.no_grad()
@@ -102,8 +121,9 @@ def qk_ranks(
     queries: Float[Tensor, "token d_model"] | None = None,
     keys: Float[Tensor, "token d_model"] | None = None,
     biases: bool = False,
+    tokens: Int[Tensor, " row"] | None = None,
     block: int = 256,
-) -> Int[Tensor, " token"]:
+) -> Int[Tensor, " row"]:
     """For every token, predicted: how many other tokens would the head rather attend to, plus one (section 3.2).
 
     1 means that a residual stream which predicts a token attends to that token.
@@ -111,31 +131,114 @@ def qk_ranks(
     Args:
         queries, keys: vectors of `token_vectors`, by default W_U and W_EE.
         biases: with b_Q and b_K, as in Appendix M.1; only b_Q matters for a rank.
+        tokens: rows to rank against the whole vocabulary (a sample); None for all.
+
+    Errors: `ValueError` for rotary positions, where the answer depends on the distance: `qk_ranks_at`.
     """
-    [(layer, index)] = check_heads(model, [head])
+    [(index, _)] = check_heads(model, [head])
+    if Anatomy.of(model).layers[index].rotary is not None:
+        raise ValueError("scores of this model depend on the distance (rotary positions): use qk_ranks_at")
+    options: dict[str, Any] = dict(queries=queries, keys=keys, biases=biases, tokens=tokens, block=block)
+    return qk_ranks_at(model, head, (0,), **options)[0]
+
+
+@torch.no_grad()
+def qk_ranks_at(
+    model: Any,
+    head: Head,
+    distances: Sequence[int] = DISTANCES,
+    *,
+    queries: Float[Tensor, "token d_model"] | None = None,
+    keys: Float[Tensor, "token d_model"] | None = None,
+    biases: bool = False,
+    tokens: Int[Tensor, " row"] | None = None,
+    block: int = 256,
+) -> Int[Tensor, "distance row"]:
+    """`qk_ranks` with the query so many positions after the key, for models with rotary positions.
+
+    Without rotary positions all rows are equal. Distances beyond the head's window have no answer and are refused.
+
+    Errors: `ValueError` for a distance that the head cannot see.
+    """
+    [(index, h)] = check_heads(model, [head])
+    anatomy = Anatomy.of(model)
+    layer = anatomy.layers[index]
+    far = [d for d in distances if not 0 <= d < min(anatomy.size.n_ctx, layer.window or anatomy.size.n_ctx)]
+    if far or not len(distances):
+        raise ValueError(f"{Head(index, h)} cannot see {far or 'no'} positions back; give distances within its window")
     q = token_vectors(model, "W_U") if queries is None else queries
     k = token_vectors(model, "W_EE") if keys is None else keys
-    key = k @ _key(model, layer, index)
-    bias = getattr(model, "b_Q", None) if biases else None  # models without biases have none
-    offset = None if bias is None else key @ bias[layer, index]
-    return diagonal_ranks(q @ model.W_Q[layer, index], key, offset, largest=True, block=block)
+    rows, key, found = _rows(anatomy, tokens), _ready(layer, "k", k, h, 0, biases), []
+    for distance in distances:
+        if found and layer.rotary is None:
+            found.append(found[0])
+            continue
+        query = _ready(layer, "q", q, h, distance, biases)
+        found.append(diagonal_ranks(query, key, largest=True, tokens=rows, block=block))
+    return torch.stack(found)
+
+
+def _ready(
+    layer: Layer, part: Input, x: Float[Tensor, "token d_model"], head: int, position: int, biases: bool
+) -> Float[Tensor, "token d_head"]:
+    """Queries or keys of vectors that stand for the normalised stream, as scores need them."""
+    if layer.joint:  # all heads share one norm; there are no biases
+        raw = layer.project(part, x)
+        column = head if part == "q" else layer.kv(head)
+    else:
+        raw = x @ (layer.W_Q(head) if part == "q" else layer.W_K(head))
+        raw, column = (raw + layer.bias(part, head) if biases else raw)[:, None], 0
+    return layer.ready(part, raw, torch.tensor([position], device=x.device))[:, column]
+
+
+def _rows(anatomy: Anatomy, tokens: Tensor | None) -> Tensor | None:
+    if tokens is not None:
+        check_ids(anatomy.size, tokens)
+    return tokens
+
+
+def distance_weights(text: Int[Tensor, "doc pos"], distances: Sequence[int] = DISTANCES) -> Float[Tensor, " distance"]:
+    """How often a token's last occurrence is about so far back in a text, as shares that sum to 1.
+
+    Each repetition counts for the distance that is nearest on a logarithmic scale.
+
+    Errors: `ValueError` for a text without repetitions.
+
+    >>> distance_weights(torch.tensor([[5, 6, 5, 7, 7]]), (1, 2, 4)).tolist()
+    [0.5, 0.5, 0.0]
+    """
+    counts = torch.zeros(len(distances), dtype=torch.float64)
+    scale = torch.tensor(distances, dtype=torch.float64).log()
+    for row in text.tolist():
+        last: dict[int, int] = {}
+        for i, token in enumerate(row):
+            if token in last:
+                counts[(scale - torch.tensor(float(i - last[token])).log()).abs().argmin()] += 1
+            last[token] = i
+    if not counts.sum():
+        raise ValueError("no token of this text is repeated: distances have no weights")
+    return (counts / counts.sum()).float()
 
 
 @dataclass(frozen=True)
 class RankTests:
-    """Shares of the vocabulary that pass, for every head.
+    """Shares of the tokens that pass, for every head.
 
     Attributes:
         ov: the diagonal is among the `k` most negative of its row of the OV matrix.
-        qk: the diagonal is the largest of its row of the QK matrix.
+        qk: the diagonal is the largest of its row of the QK matrix; with rotary positions, the weighted mean over
+            distances of that share.
         k: how many count as most negative.
-        tokens: size of the vocabulary; k / tokens and 1 / tokens are what chance gives.
+        tokens: size of the vocabulary; k / tokens and 1 / tokens are what chance gives. `sample`: tokens that were ranked.
+        qk_at: the share at each distance (one row without rotary positions).
     """
 
     ov: Float[Tensor, "layer head"]
     qk: Float[Tensor, "layer head"]
     k: int
     tokens: int
+    sample: int
+    qk_at: Float[Tensor, "distance layer head"]
 
     def best(self) -> Head:
         """The head with the largest product of both shares: the best copy suppressor by weights."""
@@ -144,50 +247,72 @@ class RankTests:
 
 @torch.no_grad()
 def rank_tests(
-    model: Any, heads: Sequence[Head] | None = None, *, k: int = 10, block: int = 256, progress: bool = True
+    model: Any,
+    heads: Sequence[Head] | None = None,
+    *,
+    k: int = 10,
+    tokens: Int[Tensor, " row"] | None = None,
+    distances: Sequence[int] = DISTANCES,
+    weights: Float[Tensor, " distance"] | None = None,
+    block: int = 256,
+    progress: bool = True,
 ) -> RankTests:
     """Both tests for every head (or some; the others stay 0). Embeddings are made once.
+
+    Args:
+        tokens: rows to rank against the whole vocabulary (a sample); None for all.
+        distances, weights: for rotary positions, at which distances, and how much each counts (`distance_weights`);
+            equally by default. Distances that a head's window or the context does not reach are left out.
 
     Memory: block · vocabulary floats. At GPT-2's vocabulary a head takes some seconds on two cores.
     """
     from tqdm.auto import tqdm
 
-    chosen = all_heads(model) if heads is None else check_heads(model, heads)
+    anatomy = Anatomy.of(model)
+    sizes = anatomy.size
+    chosen = sizes.heads if heads is None else check_heads(model, heads)
     keys, queries = token_vectors(model, "W_EE"), token_vectors(model, "W_U")
-    ov = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
-    qk = torch.zeros_like(ov)
+    rotary = any(layer.rotary is not None for layer in anatomy.layers)
+    distances = tuple(distances) if rotary else (0,)
+    shares = torch.ones(len(distances)) if weights is None else weights
+    if shares.shape != (len(distances),) or not bool((shares >= 0).all()) or not float(shares.sum()) > 0:
+        raise ValueError(f"weights must be {len(distances)} numbers of at least 0, one a distance, got {shares}")
+    ov, qk = torch.zeros(sizes.n_layers, sizes.n_heads), torch.zeros(sizes.n_layers, sizes.n_heads)
+    qk_at = torch.zeros(len(distances), sizes.n_layers, sizes.n_heads)
+    options: dict[str, Any] = dict(tokens=tokens, block=block)
     for head in tqdm(chosen, desc="rank tests", unit="head", disable=not progress):
-        ov[head] = (ov_ranks(model, head, keys=keys, block=block) <= k).float().mean()
-        qk[head] = (qk_ranks(model, head, queries=queries, keys=keys, block=block) == 1).float().mean()
-    return RankTests(ov, qk, k, len(keys))
+        ov[head] = (ov_ranks(model, head, keys=keys, **options) <= k).float().mean()
+        reach = min(sizes.n_ctx, anatomy.layers[head.layer].window or sizes.n_ctx)
+        seen = [i for i, d in enumerate(distances) if d < reach]
+        ranks = qk_ranks_at(model, head, [distances[i] for i in seen], queries=queries, keys=keys, **options)
+        for i, row in zip(seen, ranks, strict=True):
+            qk_at[i, head.layer, head.head] = (row == 1).float().mean()
+        own = shares[seen] / shares[seen].sum()
+        qk[head] = (qk_at[seen, head.layer, head.head] * own).sum()
+    return RankTests(ov, qk, k, len(keys), len(keys) if tokens is None else len(tokens), qk_at)
 
 
 @torch.no_grad()
-def composition_ranks(model: Any, writer: Head, reader: Head, tokens: Int[Tensor, " token"]) -> Int[Tensor, " token"]:
+def composition_ranks(
+    model: Any, writer: Head, reader: Head, tokens: Int[Tensor, " token"], *, distance: int = 1
+) -> Int[Tensor, " token"]:
     """Does `reader` attend to what `writer` has copied? Rank of the diagonal of W_EEᵀ-tokens through both (Figure 24).
 
     Row: the token that the writer attended to and wrote into the reader's query. Column: the attended token. 1 means
     that the reader attends to what was copied, `len(tokens)` that it avoids it.
+
+    Args:
+        distance: from the query back to the key; only matters with rotary positions.
 
     Errors: `ValueError` if the writer does not come before the reader.
     """
     check_heads(model, [writer, reader])
     if writer.layer >= reader.layer:
         raise ValueError(f"{writer} does not come before {reader}: nothing that it writes reaches its query")
+    anatomy = Anatomy.of(model)
+    source, target = anatomy.layers[writer.layer], anatomy.layers[reader.layer]
     x = effective_embedding(model, tokens)
-    x = torch.nn.functional.normalize(x, dim=-1) * model.cfg.d_model**0.5
-    written = x @ _value(model, *writer) @ model.W_O[writer]
-    return diagonal_ranks(written @ model.W_Q[reader], x @ _key(model, *reader))
-
-
-def _value(model: Any, layer: int, head: int) -> Float[Tensor, "d_model d_head"]:
-    return model.W_V[layer, _shared(model.W_V, model, head)]
-
-
-def _key(model: Any, layer: int, head: int) -> Float[Tensor, "d_model d_head"]:
-    return model.W_K[layer, _shared(model.W_K, model, head)]
-
-
-def _shared(w: Tensor, model: Any, head: int) -> int:
-    """Grouped keys and values: several query heads read one."""
-    return head * w.shape[1] // int(model.cfg.n_heads)
+    x = torch.nn.functional.normalize(x, dim=-1) * anatomy.size.d_model**0.5
+    written = x @ source.W_V(writer.head) @ source.writes(writer.head)
+    query = _ready(target, "q", written, reader.head, distance, False)
+    return diagonal_ranks(query, _ready(target, "k", x, reader.head, 0, False))

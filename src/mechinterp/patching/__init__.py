@@ -1,20 +1,33 @@
-"""Causal interventions on any GPT-2-like model: knock-outs, activation patching, path patching."""
+"""Causal interventions on any model that `Anatomy` describes: knock-outs, activation patching, path patching."""
 
 from mechinterp.patching.ablation import replace
-from mechinterp.patching.activation import ActivationPatch, activation_patch
-from mechinterp.patching.activations import Activations, group_means, logits_at, mask, mean_reference, record
-from mechinterp.patching.paths import PathPatch, path_patch
+from mechinterp.patching.activation_patching import ActivationPatch, activation_patch
+from mechinterp.patching.direct import LogitAttribution, direct_logit_attribution, logit_lens
+from mechinterp.patching.path_patching import PathPatch, path_patch
+from mechinterp.patching.recording import (
+    Activations,
+    group_means,
+    logits_at,
+    mask,
+    mean_reference,
+    record,
+    value_biases,
+)
 
 __all__ = [
     "ActivationPatch",
     "Activations",
+    "LogitAttribution",
     "PathPatch",
     "activation_patch",
+    "direct_logit_attribution",
     "group_means",
+    "logit_lens",
     "logits_at",
     "mask",
     "mean_reference",
     "path_patch",
     "record",
     "replace",
+    "value_biases",
 ]

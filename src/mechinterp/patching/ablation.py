@@ -1,7 +1,9 @@
 """Knock-outs: head and MLP outputs replaced by zeros, means or another prompt's (Wang et al., section 3).
 
 A head's output is replaced through `z`, its value-weighted sum before W_O: since the output is `z W_O`
-and b_O is left alone, this is the ablation of the head's result after W_O.
+and b_O is left alone, this is the ablation of the head's result after W_O. Models from `mechinterp.models.load` have
+value biases folded into b_O, so a zeroed head still writes what its value bias writes; `Activations.zeros_like` offers
+the raw meaning. Under post norms (Gemma 2 and 3, OLMo 2) their scale is computed anew.
 """
 
 from dataclasses import dataclass, field
@@ -11,20 +13,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechinterp.patching.activations import Activations
-from mechinterp.patching.checks import check_model, check_tokens
+from mechinterp.anatomy import Anatomy
+from mechinterp.patching.checks import check_tokens
 from mechinterp.patching.engine import (
     Cache,
     Window,
     attend,
     final_streams,
-    merge,
-    mlp,
     pick,
     pick_columns,
     trace,
-    unembed,
 )
+from mechinterp.patching.recording import Activations
 
 
 @torch.no_grad()
@@ -61,32 +61,32 @@ def replace(
     >>> bool(data.logit_diff(logits).mean() < 0.5 * data.logit_diff(organism.model(data.tokens)).mean())
     True
     """
-    check_model(model)
-    check_tokens(model, tokens, batch_size, at)
-    heads, mlps, lead = _check_masks(model, tokens, values, heads, mlps)
+    anatomy = check_tokens(model, tokens, batch_size, at)
+    heads, mlps, lead = _check_masks(anatomy, tokens, values, heads, mlps)
     length = int(at.max()) + 1
     rows = min(len(tokens), batch_size)
     columns = []
     for some in torch.arange(len(tokens), device=tokens.device).split(rows):
         at_most = max(1, batch_size // len(some))
         marked, marked_mlps = heads[:, :, :, some, :length], mlps[:, :, some, :length]
-        columns.append(_replace(model, tokens[some, :length], values[some], marked, marked_mlps, at[some], at_most))
+        columns.append(_replace(anatomy, tokens[some, :length], values[some], marked, marked_mlps, at[some], at_most))
     logits = columns[0] if len(columns) == 1 else torch.cat(columns, 1)
     return logits.reshape(*lead, len(tokens), -1)
 
 
 def _check_masks(
-    model: Any, tokens: Tensor, values: Activations, heads: Tensor | None, mlps: Tensor | None
+    anatomy: Anatomy, tokens: Tensor, values: Activations, heads: Tensor | None, mlps: Tensor | None
 ) -> tuple[Tensor, Tensor, torch.Size]:
     """Both masks with one variant axis, and the shape of the variants."""
-    layers, n_heads, (n, length) = model.cfg.n_layers, model.cfg.n_heads, tokens.shape
+    sizes, (n, length) = anatomy.size, tokens.shape
+    layers, n_heads = sizes.n_layers, sizes.n_heads
     if heads is None and mlps is None:
         raise ValueError("nothing to replace: give heads, mlps or both")
     if heads is not None and heads.shape[-4:] != (layers, n_heads, n, length):
         raise ValueError(f"heads must end in {(layers, n_heads, n, length)}, got {tuple(heads.shape)}")
     if mlps is not None and mlps.shape[-3:] != (layers, n, length):
         raise ValueError(f"mlps must end in {(layers, n, length)}, got {tuple(mlps.shape)}")
-    for name, given, width in (("z", values.z, (n_heads, model.cfg.d_head)), ("mlp", values.mlp, (model.cfg.d_model,))):
+    for name, given, width in (("z", values.z, (n_heads, sizes.d_head)), ("mlp", values.mlp, (sizes.d_model,))):
         if given.shape != (layers, n, length, *width):
             raise ValueError(f"values.{name} must have shape {(layers, n, length, *width)}, got {tuple(given.shape)}")
     lead = heads.shape[:-4] if heads is not None else mlps.shape[:-3]  # type: ignore[union-attr]
@@ -100,19 +100,19 @@ def _check_masks(
 
 
 def _replace(
-    model: Any, tokens: Tensor, values: Activations, heads: Tensor, mlps: Tensor, at: Tensor, at_most: int
+    anatomy: Anatomy, tokens: Tensor, values: Activations, heads: Tensor, mlps: Tensor, at: Tensor, at_most: int
 ) -> Float[Tensor, "variant prompt vocab"]:
     """`replace` for one block of prompts: down the tree of variants whose masks agree so far.
 
     A state is the stream before some layer that a list of variants has in common. A layer's attention is
     computed once a state; its states then split where the masks of their variants differ.
     """
-    layers = model.cfg.n_layers
+    layers = anatomy.size.n_layers
     reach = torch.arange(heads.shape[-1], device=at.device) <= at[:, None]  # prompt pos
     touched = (heads.any(2) | mlps) & reach  # variant layer prompt pos
     anywhere = touched.any(0)
     if not anywhere.any():
-        return unembed(model, final_streams(model, tokens, at)).expand(len(heads), -1, -1)
+        return anatomy.unembed(final_streams(anatomy, tokens, at)).expand(len(heads), -1, -1)
     start = int(anywhere.any(-1).any(-1).nonzero()[0])
     columns = anywhere.any(0)
     window = Window(torch.where(columns.any(-1), columns.int().argmax(-1), at), at)
@@ -128,23 +128,23 @@ def _replace(
     def keep(name: str, layer: int, x: Tensor) -> Tensor | None:
         if (name, layer) == ("resid_pre", start):
             return pick(x, where)
-        return x if before and layer >= start and name in ("k", "v") else None
+        return x if before and layer >= start and name in ("key", "value") else None
 
-    cache = trace(model, tokens, keep, stop=layers if before else start)
-    logits = tokens.new_empty((len(heads), len(at), model.cfg.d_vocab), dtype=model.W_E.dtype)
+    cache = trace(anatomy, tokens, keep, stop=layers if before else start)
+    logits = tokens.new_empty((len(heads), len(at), anatomy.size.d_vocab), dtype=anatomy.dtype)
     stack = [_State(start, cache["resid_pre", start][None], [list(range(len(heads)))])]
     while stack:
         state = stack.pop()
         i, x = state.layer, state.x
         if i == layers:
             final = pick_columns(x, window.end)[:, :, 0] if x.shape[2] > 1 else x[:, :, 0]
-            for variants, row in zip(state.variants, unembed(model, final), strict=True):
+            for variants, row in zip(state.variants, anatomy.unembed(final), strict=True):
                 logits[variants] = row
             continue
         # After the last layer that attends, nothing but the position that is read matters.
         end_only = i >= last_attending
         if state.z is None:
-            state.z = _z(model, state, h[:, i], window, cache, end_only)
+            state.z = _z(anatomy, state, h[:, i], window, cache, end_only)
             if end_only:
                 state.x = x = pick_columns(x, window.end) if x.shape[2] > 1 else x
             state.split(h[:, i], m[:, i])
@@ -159,14 +159,14 @@ def _replace(
             return pick_columns(t, window.end) if end_only else t
 
         gone, gone_mlp = here(h[first, i]), here(m[first, i])
-        z, block = state.z[parents], model.blocks[i]
+        z, layer, x = state.z[parents], anatomy.layers[i], x[parents]
         if gone.any():
             z = torch.where(gone[..., None], here(new_z[i][None]), z)
-        mid = x[parents] + (merge(block, z) + block.attn.b_O)
-        out = mlp(block, mid)
+        attn_out = layer.post1(layer.merge(z))
+        out = layer.mlp(x if layer.parallel else x + attn_out)
         if gone_mlp.any():
             out = torch.where(gone_mlp[..., None], here(new_mlp[i][None]), out)
-        stack.append(_State(i + 1, mid + out, [variants for _, variants in children]))
+        stack.append(_State(i + 1, x + attn_out + out, [variants for _, variants in children]))
     return logits
 
 
@@ -193,15 +193,15 @@ class _State:
             self.children += [(parent, group) for group in groups.values()]
 
 
-def _z(model: Any, state: _State, h: Tensor, window: Window, cache: Cache, end_only: bool) -> Tensor:
+def _z(anatomy: Anatomy, state: _State, h: Tensor, window: Window, cache: Cache, end_only: bool) -> Tensor:
     """z of every state; left at 0 for heads that all its variants replace everywhere."""
     shown = [v for variants in state.variants for v in variants]
     needed = (~h[shown]).flatten(0, 2).any(0).nonzero()[:, 0].tolist()
     columns = 1 if end_only else h.shape[2]
-    z = state.x.new_zeros(len(state.x), len(h[0]), columns, model.cfg.n_heads, model.cfg.d_head)
+    z = state.x.new_zeros(len(state.x), len(h[0]), columns, anatomy.size.n_heads, anatomy.size.d_head)
     if needed:
-        every = len(needed) == model.cfg.n_heads
-        some = attend(model, state.layer, state.x, window, cache, heads=None if every else needed, end_only=end_only)
+        every = len(needed) == anatomy.size.n_heads
+        some = attend(anatomy, state.layer, state.x, window, cache, heads=None if every else needed, end_only=end_only)
         if every:
             return some
         z[:, :, :, needed] = some

@@ -1,68 +1,58 @@
 """What the arithmetic of this package would get wrong is refused at the door."""
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
-from weakref import WeakSet
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechinterp.anatomy import Anatomy, Input, Layer, Size, size
 from mechinterp.heads import Head, check_heads
-from mechinterp.patching.engine import trace, unembed
 
 Metric = Callable[[Float[Tensor, "prompt vocab"]], Float[Tensor, " prompt"]]
 """From logits at one position of every prompt to one value a prompt."""
-Input = Literal["q", "k", "v"]
 Receiver = tuple[Head, Input]
 """An input of a head."""
-_agreeing: WeakSet[Any] = WeakSet()
 
 
-def check_model(model: Any) -> None:
-    """`ValueError` for an architecture that is not supported, naming what is not.
-
-    A model that is seen for the first time also has to give the logits of its own forward pass.
-    """
-    cfg = model.cfg
-    original = getattr(getattr(model, "original_model", None), "config", None)
-    positions = getattr(cfg, "positional_embedding_type", "standard")
-    unsupported = {
-        "parallel attention and MLP blocks": getattr(cfg, "parallel_attn_mlp", False),
-        f"{positions} positions": positions != "standard",
-        "attention that is not causal": getattr(cfg, "attention_dir", "causal") != "causal",
-        "grouped keys and values": getattr(cfg, "n_key_value_heads", None) not in (None, cfg.n_heads),
-        "soft-capped logits": (getattr(cfg, "output_logits_soft_cap", -1.0) or -1.0) > 0,
-        "local attention": getattr(cfg, "use_local_attn", False),
-        "attention scaled by layer": getattr(original, "scale_attn_by_inverse_layer_idx", False),
-    }
-    for what, present in unsupported.items():
-        if present:
-            raise ValueError(f"this model has {what}, which patching does not support. {_NEEDED}")
-    if model not in _agreeing:
-        _compare(model)
-        _agreeing.add(model)
-
-
-_NEEDED = "It needs serial attention and MLP blocks with absolute positions, as in GPT-2."
-
-
-@torch.no_grad()
-def _compare(model: Any) -> None:
-    tokens = torch.arange(min(model.cfg.n_ctx, model.cfg.d_vocab, 4), device=model.W_E.device)[None]
-    theirs = model(tokens)
-    if not torch.isfinite(theirs).all():
-        raise ValueError("the model's output contains NaN or infinity; check its weights")
-    final = trace(
-        model, tokens, lambda name, layer, x: x if (name, layer) == ("resid_pre", model.cfg.n_layers) else None
-    )
-    ours = unembed(model, final["resid_pre", model.cfg.n_layers])
-    worst = (ours - theirs).abs().max().item()
-    allowed = max(1e-3, 64 * torch.finfo(theirs.dtype).eps) * (1 + theirs.abs().max().item())
-    if worst > allowed:
+def check_ids(sizes: Size, tokens: Any, name: str = "tokens") -> None:
+    """Refuse what is not a tensor of the model's token ids, or is longer than its context."""
+    if not isinstance(tokens, Tensor):
         raise ValueError(
-            f"the arithmetic of patching gives other logits than this model (by {worst:.2g}): it has a part that is "
-            f"not supported, is in training mode, or has hooks that change it. {_NEEDED}"
+            f"{name} must be a tensor of token ids, not {type(tokens).__name__}; model.to_tokens makes one"
+        )
+    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+        raise ValueError(f"{name} must be token ids, whole numbers, not {tokens.dtype}")
+    if tokens.numel() == 0:
+        raise ValueError(f"{name} must not be empty, got shape {tuple(tokens.shape)}")
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= sizes.d_vocab:
+        wrong = low if low < 0 else high
+        raise ValueError(f"{name}: id {wrong} is not in the model's vocabulary of {sizes.d_vocab} tokens")
+
+
+def check_padding(model: Any, tokens: Tensor, *, ends: bool = False) -> None:
+    """Refuse rows that begin with padding, and (`ends`) those that end with it.
+
+    Padding on the left moves positions and is attended to. On the right nothing before it sees it, so where results
+    are read at given positions it changes nothing. Two equal padding tokens in a row are taken for padding: one may
+    be the BOS or EOS token that the text has.
+    """
+    pad = getattr(getattr(model, "tokenizer", None), "pad_token_id", None)
+    if pad is None or tokens.shape[-1] < 2:
+        return
+    padded = tokens == pad
+    if bool((padded[:, 0] & padded[:, 1]).any()):
+        raise ValueError(
+            f"some rows begin with padding (token {pad} twice), which would move positions and be attended to; pad on "
+            "the right instead (tokenizer.padding_side = 'right'): what stands after the positions that are read "
+            "changes nothing"
+        )
+    if ends and bool((padded[:, -1] & padded[:, -2]).any()):
+        raise ValueError(
+            f"some rows end with padding (token {pad} twice), which would count as text; give rows of text of equal "
+            "length"
         )
 
 
@@ -72,21 +62,41 @@ def check_tokens(
     batch_size: int,
     at: Int[Tensor, "..."] | None = None,
     name: str = "at",
-) -> None:
-    """Refuse token batches and positions that do not fit the model."""
+) -> Anatomy:
+    """The model's anatomy, after refusing token batches and positions that do not fit it.
+
+    Errors: `ValueError` for a model that `Anatomy.of` refuses, ids out of the vocabulary, prompts that are empty,
+        padded on the left, longer than the context or on another device, or positions out of range.
+    """
+    sizes = size(model)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    if tokens.ndim != 2 or 0 in tokens.shape:
+    check_ids(sizes, tokens)
+    if tokens.ndim != 2:
         raise ValueError(f"tokens must have shape [prompt pos] and not be empty, got {tuple(tokens.shape)}")
-    if tokens.shape[1] > model.cfg.n_ctx:
-        raise ValueError(
-            f"prompts of {tokens.shape[1]} tokens do not fit into the model's context of {model.cfg.n_ctx}"
-        )
+    if tokens.shape[1] > sizes.n_ctx:
+        raise ValueError(f"prompts of {tokens.shape[1]} tokens do not fit into the model's context of {sizes.n_ctx}")
+    check_padding(model, tokens)
     if at is not None:
         if at.shape != tokens.shape[:1]:
             raise ValueError(f"{name} must hold one position a prompt, shape {(len(tokens),)}, got {tuple(at.shape)}")
         if not (int(at.min()) >= 0 and int(at.max()) < tokens.shape[1]):
             raise ValueError(f"{name} must lie in 0..{tokens.shape[1] - 1}, got {int(at.min())}..{int(at.max())}")
+    anatomy = Anatomy.of(model, tokens.shape[1])
+    if tokens.device != anatomy.device:
+        raise ValueError(f"tokens are on {tokens.device}, the model is on {anatomy.device}: use tokens.to(...)")
+    return anatomy
+
+
+def check_text(model: Any, tokens: Tensor) -> Anatomy:
+    """The model's anatomy, after refusing a text that is not [doc pos] with two tokens or more, none of it padding."""
+    if isinstance(tokens, Tensor) and (tokens.ndim != 2 or len(tokens) == 0):
+        raise ValueError(f"tokens must have shape [doc pos] and not be empty, got {tuple(tokens.shape)}")
+    if isinstance(tokens, Tensor) and tokens.shape[1] < 2:
+        raise ValueError(f"a text needs at least two tokens to predict one from another, got {tokens.shape[1]}")
+    anatomy = check_tokens(model, tokens, 1)
+    check_padding(model, tokens, ends=True)
+    return anatomy
 
 
 def check_pair(clean: Tensor, corrupt: Tensor) -> None:
@@ -95,7 +105,7 @@ def check_pair(clean: Tensor, corrupt: Tensor) -> None:
         raise ValueError(f"clean and corrupt differ in shape: {tuple(clean.shape)} and {tuple(corrupt.shape)}")
 
 
-def check_receivers(model: Any, receivers: Any) -> list[Receiver]:
+def check_receivers(model: Any, anatomy: Anatomy, receivers: Any) -> list[Receiver]:
     """The receivers as a list; `ValueError` for none, an unknown head or an input that a head does not have."""
     receivers = list(receivers)
     if not receivers:
@@ -104,7 +114,18 @@ def check_receivers(model: Any, receivers: Any) -> list[Receiver]:
     for _, part in receivers:
         if part not in get_args(Input):
             raise ValueError(f"a receiver's input is 'q', 'k' or 'v', not {part!r}")
+    for head, (_, part) in zip(checked, receivers, strict=True):
+        refuse_shared_key(anatomy.layers[head.layer], part)
     return [(head, part) for head, (_, part) in zip(checked, receivers, strict=True)]
+
+
+def refuse_shared_key(layer: Layer, part: str) -> None:
+    """`ValueError` where a key cannot be changed for one of the heads that share it (OLMo 2 with grouped keys)."""
+    if part == "k" and layer.joint and layer.n_kv_heads != layer.n_heads:
+        raise ValueError(
+            "the keys of this model are shared by several heads and normed together: a key cannot be patched for one "
+            "head alone; patch queries or values"
+        )
 
 
 def measure(metric: Metric, logits: Float[Tensor, "prompt vocab"]) -> Float[Tensor, " prompt"]:

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mechinterp.heads import Head
-from mechinterp.successor.score import Class, head_logits, representations, value_output
+from mechinterp.anatomy import Anatomy
+from mechinterp.heads import Head, check_heads
+from mechinterp.successor.score import Class, head_logits, representations
 
 
 @dataclass(frozen=True)
@@ -78,24 +79,24 @@ def arithmetic_grid(
 def neuron_ablation(model: Any, head: Head, words: Class, *, mean: bool = True) -> Float[Tensor, "neuron pair"]:
     """Change of the successor's logit (over the class mean) when a single neuron of MLP0 is ablated.
 
-    The neuron's activation is replaced by its mean over the class, or by zero. Exact up to the layer norm, whose
-    scale is frozen. Memory: neurons · pairs floats.
+    The neuron's activation is replaced by its mean over the class, or by zero. Exact up to norms, whose scales are
+    frozen (the head's layer's, and a post norm's of MLP0). Memory: neurons · pairs floats.
     """
-    w_v, w_o = value_output(model, head)
-    first = model.blocks[0]
-    x = model.W_E[words.ids.to(model.W_E.device)]
-    kept: list[Tensor] = []
-    hook = "blocks.0.mlp.hook_post"
-    with model.hooks([(hook, lambda a, hook: kept.append(a[0]))]):
-        first.mlp(first.ln2(x[None]))
-    acts = kept[0]
+    [head] = check_heads(model, [head])
+    anatomy = Anatomy.of(model)
+    first, layer = anatomy.layers[0], anatomy.layers[head.layer]
+    ids = words.ids.to(anatomy.device)
+    x = anatomy.embed(ids, positions=False)
+    acts = first.neurons.hidden(first.norm2(x))
+    written = first.neurons.down(acts)
     change = (acts.mean(0) if mean else torch.zeros_like(acts[0])) - acts
-    w_out = model.W_out[0]
-    stream = x + first.mlp(first.ln2(x[None]))[0]
-    if "RMS" not in str(model.cfg.normalization_type):  # layer norm removes the mean, RMS norm does not
-        stream, w_out = stream - stream.mean(-1, keepdim=True), w_out - w_out.mean(-1, keepdim=True)
-    scale = (stream.pow(2).mean(-1, keepdim=True) + float(model.cfg.eps)).sqrt()
-    logits = w_out @ w_v @ (w_o @ model.W_U[:, words.ids.to(model.W_U.device)])
+    # What a unit of each neuron adds to the stream, times the post norm's scale.
+    w_out = first.post2.frozen(first.neurons.down.weight.T, x.new_ones(1))
+    stream = x + first.post2(written)
+    if layer.norm1.centres:
+        w_out = w_out - w_out.mean(-1, keepdim=True)
+    scale = first.post2.scale(written) * layer.norm1.scale(stream)
+    logits = w_out @ layer.W_V(head.head) @ (layer.writes(head.head) @ anatomy.directions(ids).T)
     centred = logits - logits.mean(-1, keepdim=True)
     source, target = words.source.to(x.device), words.target.to(x.device)
     return (change / scale)[source].T * centred[:, target]

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from mechinterp.datasets.ordinals import HELD_OUT_TASK, TASKS
 from mechinterp.heads import Head, check_heads
+from mechinterp.patching.checks import check_text
+from mechinterp.patching.engine import trace
 from mechinterp.stats import bootstrap
 
 CATEGORIES = ("succession", "copying", "acronym", "greater-than", "other")
@@ -36,39 +38,35 @@ class Winning:
 
 @torch.no_grad()
 def direct_effects(model: Any, tokens: Int[Tensor, "doc pos"], *, block: int = 4) -> Winning:
-    """Direct effect of every head on the right token's logit, against its mean over the text; final scale frozen.
+    """Direct effect of every head on the right token's logit, against its mean over the text; norms' scales frozen.
+
+    The logit is that before a soft cap.
 
     Args:
-        block: layers at a time. Memory: block · heads · d_head · positions floats.
+        block: documents at a time. Memory: block · layers · heads · d_head · positions floats.
 
     Errors: `ValueError` for a text of less than two tokens.
     """
-    if tokens.ndim != 2 or tokens.shape[1] < 2:
-        raise ValueError(f"tokens must have shape [doc pos] with at least two positions, got {tuple(tokens.shape)}")
-    cfg = model.cfg
-    rms = "RMS" in str(cfg.normalization_type)  # RMS norm does not remove the mean
-    names = [f"blocks.{layer}.attn.hook_z" for layer in range(cfg.n_layers)]
-    end = f"blocks.{cfg.n_layers - 1}.hook_resid_post"
-    z, scales = [], []
-    for row in tokens.to(model.W_E.device):
-        _, cache = model.run_with_cache(row[None], names_filter=lambda name: name == end or name in names)
-        z.append(torch.stack([cache[name][0, :-1] for name in names]))
-        x = cache[end][0, :-1]
-        x = x if rms else x - x.mean(-1, keepdim=True)
-        scales.append(x.pow(2).mean(-1).add(float(cfg.eps)).sqrt())
-    mean = torch.stack(z).mean((0, 2))[:, None]  # layer, 1, head, d_head
-    rows = []
-    for row, own, scale in zip(tokens.to(model.W_E.device), z, scales, strict=True):
-        target = model.W_U[:, row[1:]]
-        target = target if rms else target - target.mean(0)
-        parts = []
-        for start in range(0, cfg.n_layers, block):
-            read = torch.einsum("lhed,dp->lphe", model.W_O[start : start + block], target)
-            change = own[start : start + block] - mean[start : start + block]
-            parts.append(torch.einsum("lphe,lphe->plh", change, read))
-        rows.append(torch.cat(parts, 1).flatten(1) / scale[:, None])
-    effect = torch.stack(rows)
-    return Winning(effect.cpu(), effect.argmax(-1).cpu(), cfg.n_heads)
+    anatomy = check_text(model, tokens)
+    sizes, end = anatomy.size, ("resid_pre", anatomy.size.n_layers)
+    z, scales, posts = [], [], []
+    for rows in tokens.split(block):
+        got = trace(anatomy, rows, lambda name, i, x: x[:, :-1] if name in ("z", "attn") or (name, i) == end else None)
+        z.append(torch.stack([got["z", i] for i in range(sizes.n_layers)]))
+        scales.append(anatomy.final.scale(got[end]))
+        posts.append(torch.stack([layer.post1.scale(got["attn", i]) for i, layer in enumerate(anatomy.layers)]))
+    mean = torch.cat(z, 1).mean((1, 2))  # layer, head, d_head
+    writes = [layer.writes() for layer in anatomy.layers]
+    parts = []
+    for rows, own, scale, post in zip(tokens.split(block), z, scales, posts, strict=True):
+        d = anatomy.along(anatomy.unembedding.weight[rows[:, 1:]]) / scale
+        effects = []
+        for i in range(sizes.n_layers):
+            read = torch.einsum("hem,npm->nphe", writes[i], d)
+            effects.append(((own[i] - mean[i]) * read).sum(-1) / post[i])
+        parts.append(torch.stack(effects, 2).flatten(2))
+    effect = torch.cat(parts)
+    return Winning(effect.cpu(), effect.argmax(-1).cpu(), sizes.n_heads)
 
 
 @torch.no_grad()
@@ -101,29 +99,40 @@ def total_effects(
         )
     if not cases.any():
         raise ValueError("no case is chosen")
-    tokens = tokens.to(model.W_E.device)
-    name = f"blocks.{head.layer}.attn.hook_z"
+    anatomy, place, end = check_text(model, tokens), ("z", head.layer), ("resid_pre", head.layer)
     total = torch.zeros((), device=tokens.device)
     for rows in tokens.split(batch_size):
-        _, cache = model.run_with_cache(rows, names_filter=name, stop_at_layer=head.layer + 1)
-        total = total + cache[name][:, :-1, head.head].sum((0, 1))
+        got = trace(anatomy, rows, lambda name, i, x: x if (name, i) == place else None, stop=head.layer + 1)
+        total = total + got[place][:, :-1, head.head].sum((0, 1))
     mean = total / cases.numel()
     parts = []
     for chosen in cases.nonzero().to(tokens.device).split(batch_size):
         rows, position = tokens[chosen[:, 0]], chosen[:, 1]
-        run = torch.arange(len(chosen), device=tokens.device)
-        places = torch.arange(tokens.shape[1], device=tokens.device)
+        run, places = (
+            torch.arange(len(chosen), device=tokens.device),
+            torch.arange(tokens.shape[1], device=tokens.device),
+        )
         gone = places <= position[:, None] if everywhere else places == position[:, None]
 
-        def ablate(z: Tensor, hook: Any, gone: Tensor = gone) -> Tensor:
-            z = z.clone()
-            z[:, :, head.head][gone] = mean
-            return z
+        def ablate(name: str, i: int, x: Tensor, gone: Tensor = gone) -> Tensor:
+            if (name, i) != place:
+                return x
+            x = x.clone()
+            x[:, :, head.head][gone] = mean
+            return x
 
-        right = rows[run, position + 1]
-        clean = model(rows)[run, position, right]
-        with model.hooks([(name, ablate)]):
-            parts.append(clean - model(rows)[run, position, right])
+        before = trace(anatomy, rows, lambda name, i, x: x if (name, i) == end else None, stop=head.layer)
+        last = ("resid_pre", anatomy.size.n_layers)
+
+        def logit(
+            change: Any, start: Any = (head.layer, before[end]), rows: Tensor = rows, at: Any = (run, position)
+        ) -> Tensor:
+            got = trace(
+                anatomy, rows, lambda name, i, x: x[at] if (name, i) == last else None, start=start, change=change
+            )
+            return anatomy.unembed(got[last])[at[0], rows[at[0], at[1] + 1]]
+
+        parts.append(logit(None) - logit(ablate))
     return torch.cat(parts).cpu()
 
 
@@ -173,12 +182,12 @@ def winning_cases(
     won = winning.cases(head)
     kinds: list[str] = []
     seen: dict[str, list[tuple[str, str]]] = {name: [] for name in CATEGORIES}
-    name = f"blocks.{head.layer}.attn.hook_pattern"
-    for row, mask in zip(tokens.to(model.W_E.device), won, strict=True):
+    anatomy, place = check_text(model, tokens), ("pattern", head.layer)
+    for row, mask in zip(tokens, won, strict=True):
         if not mask.any():
             continue
-        _, cache = model.run_with_cache(row[None], names_filter=name, stop_at_layer=head.layer + 1)
-        source = cache[name][0, head.head].argmax(-1)
+        got = trace(anatomy, row[None], lambda name, i, x: x if (name, i) == place else None, stop=head.layer + 1)
+        source = got[place][0, head.head].argmax(-1)
         for d in mask.nonzero()[:, 0].tolist():
             pair = model.tokenizer.decode([int(row[source[d]])]), model.tokenizer.decode([int(row[d + 1])])
             kinds.append(category(*pair))

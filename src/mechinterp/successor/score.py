@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from mechinterp.anatomy import Anatomy
 from mechinterp.attention import effective_embedding
 from mechinterp.datasets.ioi import single_token
 from mechinterp.datasets.ordinals import TASKS, Task
@@ -127,17 +128,22 @@ def class_logits(
 ) -> Float[Tensor, "layer head word out"]:
     """Logits of some tokens by every head's OV circuit for inputs x; biases are left out.
 
-    The product goes through d_head: no d_model x d_model matrix is formed.
+    The product goes through d_head: no d_model x d_model matrix is formed. A post norm's gain counts, the positive
+    scales of norms do not.
 
     Args:
-        norm: x passes through layer norm first; with folded weights every layer's norm is the same function, and only
-            its mean subtraction can change which logit is the highest.
+        norm: x passes through the norm of each head's layer first, whose mean subtraction can change which logit is
+            the highest; without, x is taken for the normalised stream.
     """
-    normal = model.blocks[min(1, model.cfg.n_layers - 1)].ln1(x[None])[0] if norm else x
-    w_v = model.W_V.repeat_interleave(model.cfg.n_heads // model.W_V.shape[1], 1)
-    read = torch.einsum("wd,lhde->lhwe", normal, w_v)
-    write = torch.einsum("lhed,do->lheo", model.W_O, model.W_U[:, ids.to(model.W_U.device)])
-    return read @ write
+    anatomy = Anatomy.of(model)
+    # Norms with folded gains are one function for all layers: then they are computed once.
+    every = range(anatomy.size.n_heads)
+    return torch.stack(
+        [
+            torch.stack([_head_logits(anatomy, Head(i, h), x, ids, norm) for h in every])
+            for i in range(len(anatomy.layers))
+        ]
+    )
 
 
 @torch.no_grad()
@@ -148,16 +154,15 @@ def head_logits(
 
     Errors: `ValueError` for a head that the model does not have.
     """
-    normal = model.blocks[min(1, model.cfg.n_layers - 1)].ln1(x[None])[0] if norm else x
-    w_v, w_o = value_output(model, head)
-    return normal @ w_v @ (w_o @ model.W_U[:, ids.to(model.W_U.device)])
+    [head] = check_heads(model, [head])
+    return _head_logits(Anatomy.of(model), head, x, ids, norm)
 
 
-def value_output(model: Any, head: Head) -> tuple[Float[Tensor, "d_model d_head"], Float[Tensor, "d_head d_model"]]:
-    """W_V and W_O of one head; heads that share a value matrix (grouped-query attention) get their group's."""
-    [(layer, index)] = check_heads(model, [head])
-    attention = model.blocks[layer].attn
-    return attention.W_V[index * attention.W_V.shape[0] // model.cfg.n_heads], attention.W_O[index]
+def _head_logits(anatomy: Anatomy, head: Head, x: Tensor, ids: Tensor, norm: bool) -> Float[Tensor, "word out"]:
+    layer = anatomy.layers[head.layer]
+    unit = layer.norm1.unit(x) if norm else x
+    write = layer.writes(head.head) @ anatomy.directions(ids.to(anatomy.device)).T
+    return unit @ layer.W_V(head.head) @ write
 
 
 def successor_scores(

@@ -13,20 +13,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mechinterp.patching.checks import Metric, check_model, check_pair, check_tokens, measure
-from mechinterp.patching.engine import (
-    Cache,
-    Keep,
-    Window,
-    attention_scores,
-    final_streams,
-    finish,
-    pick,
-    resume,
-    trace,
-    unembed,
-    weigh,
-)
+from mechinterp.anatomy import Anatomy, Layer
+from mechinterp.patching.checks import Metric, check_pair, check_tokens, measure, refuse_shared_key
+from mechinterp.patching.engine import Cache, Keep, Window, final_streams, pick, resume, trace
 
 HeadNode = Literal["z", "q", "k", "v", "pattern"]
 Node = Literal["resid_pre", "resid_mid", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern"]
@@ -71,7 +60,9 @@ def activation_patch(
     Args:
         clean, corrupt: prompts of equal shape, aligned position by position.
         node: the kind of activation. `pattern` is patched by query position; k and v by key position.
-            `resid_mid` is the stream between attention and MLP (a bridge's hook of that name reaches the MLP only).
+            `resid_mid` is the stream between attention and MLP (a bridge's hook of that name reaches the MLP only);
+            `attn_out` and `mlp_out` are what is added to the stream, after post norms. Heads that share a key or value
+            get theirs patched each for itself.
         metric: from logits at `at` of all prompts to one value a prompt.
         at: where the logits are read.
         positions: "all", each by itself; or one position a prompt; or several of these, each by itself;
@@ -81,7 +72,8 @@ def activation_patch(
         progress: show a bar.
 
     Errors: `ValueError` for an unknown node, shapes that differ, positions out of range, an unsupported
-        architecture, or logits that are not finite.
+        architecture, a node that the architecture lacks (no `resid_mid` in parallel blocks), or logits that are not
+        finite.
 
     >>> from mechinterp.models import organisms
     >>> organism, data = organisms.ioi_circuit(), organisms.ioi_prompts(8)
@@ -92,31 +84,37 @@ def activation_patch(
     >>> bool(swapped[0] < -0.9), bool(swapped[-1].abs() < 0.1)  # S2 matters early, and not once it has been read
     (True, True)
     """
-    check_model(model)
-    check_tokens(model, clean, batch_size, at)
+    anatomy = check_tokens(model, clean, batch_size, at)
+    check_tokens(model, corrupt, batch_size)
     check_pair(clean, corrupt)
     if node not in get_args(Node):
         raise ValueError(f"node must be one of {', '.join(get_args(Node))}, not {node!r}")
+    for layer in anatomy.layers:
+        refuse_shared_key(layer, node)
+        if node == "resid_mid" and layer.parallel:
+            raise ValueError(
+                "attention and MLP of this model stand side by side: there is no stream between them (resid_mid)"
+            )
     sets = _sets(clean, positions)
     length = int(at.max()) + 1
     sets = sets[:, :, :length] & (torch.arange(length, device=at.device) <= at[:, None])
     rows = min(len(clean), batch_size)
     blocks = [
-        _Prompts.of(model, clean[some, :length], corrupt[some, :length], sets[:, some], at[some], node)
+        _Prompts.of(anatomy, clean[some, :length], corrupt[some, :length], sets[:, some], at[some], node)
         for some in torch.arange(len(clean), device=clean.device).split(rows)
     ]
-    base = torch.cat([unembed(model, block.final) for block in blocks])
+    base = torch.cat([anatomy.unembed(block.final) for block in blocks])
     before = measure(metric, base)
-    heads = model.cfg.n_heads if node in get_args(HeadNode) else 1
+    heads = anatomy.size.n_heads if node in get_args(HeadNode) else 1
     cells = [(s, h) for s in _late_first(sets) for h in range(heads)]
-    patched = before.repeat(model.cfg.n_layers, heads, len(sets), 1)
+    patched = before.repeat(anatomy.size.n_layers, heads, len(sets), 1)
     at_once = max(1, batch_size // rows)
-    for layer in tqdm(range(model.cfg.n_layers), desc="activation patching", disable=not progress):
+    for i_layer in tqdm(range(anatomy.size.n_layers), desc="activation patching", disable=not progress):
         for i in range(0, len(cells), at_once):
             some = cells[i : i + at_once]
-            logits = unembed(model, torch.cat([_patch(model, block, node, layer, some) for block in blocks], 1))
+            logits = anatomy.unembed(torch.cat([_patch(anatomy, block, node, i_layer, some) for block in blocks], 1))
             for (s, h), row in zip(some, logits, strict=True):
-                patched[layer, h, s] = measure(metric, row)
+                patched[i_layer, h, s] = measure(metric, row)
     return ActivationPatch(before, patched if node in get_args(HeadNode) else patched[:, 0])
 
 
@@ -156,70 +154,97 @@ class _Prompts:
     at: Int[Tensor, " prompt"]
 
     @classmethod
-    def of(cls, model: Any, clean: Tensor, corrupt: Tensor, sets: Tensor, at: Tensor, node: Node) -> "_Prompts":
+    def of(cls, anatomy: Anatomy, clean: Tensor, corrupt: Tensor, sets: Tensor, at: Tensor, node: Node) -> "_Prompts":
         """Two forward passes."""
-        inputs = {"pattern": {"q", "k"}}.get(node, {node})
+        inputs = {"pattern": {"query", "key"}}.get(node, {node})
 
         def keep(names: set[str]) -> Keep:
             return lambda name, layer, x: x if name in names else None
 
-        after = "resid_pre" if node in ("resid_pre", "mlp_out") else "resid_mid"
-        own = {"q", "z"} if node in get_args(HeadNode) else {node}
-        kept = trace(model, clean, keep({"k", "v", after} | own))
-        return cls(kept, trace(model, corrupt, keep(inputs)), final_streams(model, clean, at), sets, at)
+        own = {node, "query", "z", "attn"} if node in get_args(HeadNode) else {node}
+        kept = trace(anatomy, clean, keep({"key", "value", "resid_pre"} | own))
+        return cls(kept, trace(anatomy, corrupt, keep(inputs)), final_streams(anatomy, clean, at), sets, at)
 
 
 def _patch(
-    model: Any, block: _Prompts, node: Node, layer: int, cells: list[tuple[int, int]]
+    anatomy: Anatomy, block: _Prompts, node: Node, index: int, cells: list[tuple[int, int]]
 ) -> Float[Tensor, "cell prompt d_model"]:
     """The final streams at `at` for some (set, head) cells of one layer."""
-    clean, corrupt, at = block.clean, block.corrupt, block.at
+    clean, corrupt, at, layer = block.clean, block.corrupt, block.at, anatomy.layers[index]
     marked = block.sets[[s for s, _ in cells]]  # cell prompt pos
     anywhere = marked.any(0)
     window = Window(torch.where(anywhere.any(-1), anywhere.int().argmax(-1), at), at)
     where = window.positions
     hit = marked[:, torch.arange(len(at), device=at.device)[:, None], where][..., None]  # cell prompt column 1
+    x = pick(clean["resid_pre", index], where)
     if node in get_args(HeadNode):
-        heads = [h for _, h in cells]
-        change = _change_of_z(model, block, node, layer, heads, marked, where)
-        delta = torch.einsum("npcd,ndm->npcm", change, model.blocks[layer].attn.W_O[heads])
-        stream = finish(model.blocks[layer], pick(clean["resid_mid", layer], where) + delta)
-        return resume(model, clean, stream, window, layer=layer + 1)
-    delta = torch.where(hit, pick(corrupt[node, layer] - clean[node, layer], where), 0.0)
+        delta = _change_of_heads(layer, block, node, [h for _, h in cells], marked, where)
+        stream = layer.finish(x, layer.post1(pick(clean["attn", index], where) + delta))
+        return resume(anatomy, clean, stream, window, layer=index + 1)
+    old = pick(clean[node, index], where)
+    new = torch.where(hit, pick(corrupt[node, index], where), old)
     if node == "resid_pre":
-        return resume(model, clean, pick(clean[node, layer], where) + delta, window, layer=layer)
+        return resume(anatomy, clean, new, window, layer=index)
     if node == "mlp_out":
-        return resume(model, clean, pick(clean["resid_pre", layer + 1], where) + delta, window, layer=layer + 1)
-    stream = finish(model.blocks[layer], pick(clean["resid_mid", layer], where) + delta)
-    return resume(model, clean, stream, window, layer=layer + 1)
+        stream = pick(clean["resid_pre", index + 1], where) + (new - old)
+    elif node == "attn_out":
+        stream = layer.finish(x, new)
+    else:
+        stream = new + layer.mlp(new)
+    return resume(anatomy, clean, stream, window, layer=index + 1)
 
 
-def _change_of_z(
-    model: Any, block: _Prompts, node: Node, layer: int, heads: list[int], marked: Tensor, where: Tensor
-) -> Float[Tensor, "cell prompt column d_head"]:
-    """How z of each cell's head changes in the window when its input is patched at the marked positions."""
+def _change_of_heads(
+    layer: Layer, block: _Prompts, node: Node, heads: list[int], marked: Tensor, where: Tensor
+) -> Float[Tensor, "cell prompt column d_model"]:
+    """How the sum of the heads' outputs changes in the window when one head's activation is patched where marked.
 
-    def of(cache: Cache, name: str) -> Tensor:  # cell prompt pos d_head
-        return cache[name, layer].movedim(2, 0)[heads]
+    Inside, activations are [cell prompt pos head d_head] with one head, the cell's own; or with all heads where a norm
+    over all of them carries the change of one to the others.
+    """
+    every = layer.joint and node in ("q", "k")
+    cells, hit = torch.arange(len(heads), device=marked.device), marked[..., None]
+    positions = torch.arange(marked.shape[-1], device=marked.device)
 
-    rows = torch.arange(len(where), device=where.device)[:, None]
-    hit = marked[..., None]
-    old = of(block.clean, "z")
+    def own(cache: Cache, name: str) -> Tensor:
+        x = cache[name, layer.index]
+        x = layer.expand(x) if name in ("k", "v", "key", "value") else x
+        return x.movedim(2, 0)[heads]  # cell prompt pos d_head
+
+    def clean(name: str) -> Tensor:
+        x = block.clean[name, layer.index]
+        return (
+            (layer.expand(x) if name in ("key", "value") else x)[None]
+            if every
+            else own(block.clean, name)[..., None, :]
+        )
+
+    def changed(name: str) -> Tensor:
+        new = torch.where(hit, own(block.corrupt, name), own(block.clean, name))
+        if not every:
+            return new[..., None, :]
+        x = clean(name).expand(len(heads), -1, -1, -1, -1).clone()
+        x[cells, :, :, heads] = new
+        return x
+
     if node == "z":
-        new = torch.where(hit, of(block.corrupt, "z"), old)
-        return (new - old)[:, rows, where]
-    parts = {name: of(block.clean, name) for name in ("q", "k", "v")}
-    if node != "pattern":
-        parts[node] = torch.where(hit, of(block.corrupt, node), parts[node])
-    pattern = _pattern(model, parts["q"], parts["k"])
-    if node == "pattern":
-        pattern = torch.where(hit, _pattern(model, of(block.corrupt, "q"), of(block.corrupt, "k")), pattern)
-    new = weigh(pattern[:, :, None], parts["v"][:, :, :, None])[..., 0, :]
-    return (new - old)[:, rows, where]
+        z = changed("z")
+    else:
+        query = layer.ready("q", changed("q"), positions) if node == "q" else clean("query")
+        key = layer.ready("k", changed("k"), positions) if node == "k" else clean("key")
+        value = layer.ready("v", changed("v")) if node == "v" else clean("value")
+        pattern = _pattern(layer, query, key)
+        if node == "pattern":
+            other = _pattern(layer, *(own(block.corrupt, name)[..., None, :] for name in ("query", "key")))
+            pattern = torch.where(hit[:, :, None], other, pattern)
+        z = layer.weigh(pattern, value)
+    change = (z - clean("z"))[:, torch.arange(len(where), device=where.device)[:, None], where]
+    if every:
+        return layer.write(change, range(layer.n_heads))
+    return layer.outputs(change[..., 0, :].movedim(0, -2), heads)
 
 
-def _pattern(model: Any, q: Tensor, k: Tensor) -> Float[Tensor, "cell prompt query key"]:
-    scores = attention_scores(model, q[:, :, :, None], k[:, :, :, None])[:, :, 0]
-    length = scores.shape[-1]
-    later = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-    return scores.masked_fill(later, -torch.inf).softmax(-1)
+def _pattern(layer: Layer, query: Tensor, key: Tensor) -> Float[Tensor, "cell prompt head query key"]:
+    positions = torch.arange(query.shape[-3], device=query.device)
+    unseen = layer.hidden(positions[:, None] - positions)
+    return layer.scores(query, key).masked_fill(unseen, -torch.inf).softmax(-1)

@@ -8,37 +8,65 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mechinterp.anatomy import size
 from mechinterp.heads import Head, check_heads
-from mechinterp.patching.checks import check_model, check_tokens
-from mechinterp.patching.engine import Keep, final_streams, trace, unembed
+from mechinterp.patching.checks import check_tokens
+from mechinterp.patching.engine import Keep, final_streams, trace
+
+VALUE_BIASES = "raw_value_biases"
+"""Where `mechinterp.models` leaves what processing has folded away."""
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Head outputs (before W_O) and MLP outputs of every prompt; what `replace` puts in place."""
+    """Head outputs (before W_O) and MLP outputs (after a post norm) of every prompt; what `replace` puts in place.
+
+    A model that comes from `mechinterp.models.load` has its value biases folded into the output bias: z is then the
+    weighted sum of values *without* their bias, and zeros mean "the head writes its bias". `zeros_like(raw=model)`
+    gives the z that corresponds to zeros in the raw model.
+    """
 
     z: Float[Tensor, "layer prompt pos head d_head"]
     mlp: Float[Tensor, "layer prompt pos d_model"]
 
-    def zeros_like(self) -> "Activations":
-        """All zeros: the values of a zero ablation."""
-        return Activations(torch.zeros_like(self.z), torch.zeros_like(self.mlp))
+    def zeros_like(self, *, raw: Any = None) -> "Activations":
+        """All zeros: the values of a zero ablation.
+
+        Args:
+            raw: the model, if zeros of the raw model are meant. There a zeroed head loses its value bias as well,
+                which here is part of b_O, so z becomes minus that bias (`value_biases`).
+        """
+        z = torch.zeros_like(self.z)
+        if raw is not None:
+            z -= value_biases(raw)[:, None, None].to(z)
+        return Activations(z, torch.zeros_like(self.mlp))
 
     def __getitem__(self, prompts: slice | Tensor) -> "Activations":
         """The activations of some prompts."""
         return Activations(self.z[:, prompts], self.mlp[:, prompts])
 
 
+def value_biases(model: Any) -> Float[Tensor, "layer head d_head"]:
+    """What the raw model adds to every value of a head, before loading folded it into b_O; zeros if it adds nothing.
+
+    Errors: `ValueError` for a model that `mechinterp.models` has not loaded.
+    """
+    found = getattr(model, VALUE_BIASES, None)
+    if found is None:
+        raise ValueError("the raw value biases of this model are not known: load it with mechinterp.models.load")
+    return found
+
+
 def record(model: Any, tokens: Int[Tensor, "prompt pos"], *, batch_size: int = 64) -> Activations:
     """Head and MLP outputs of every prompt (the values of a resample ablation)."""
-    check_model(model)
-    check_tokens(model, tokens, batch_size)
-    layers, (n, length), like = model.cfg.n_layers, tokens.shape, model.W_E
-    z = like.new_empty(layers, n, length, model.cfg.n_heads, model.cfg.d_head)
-    mlps = like.new_empty(layers, n, length, model.cfg.d_model)
+    anatomy = check_tokens(model, tokens, batch_size)
+    sizes, (n, length) = anatomy.size, tokens.shape
+    kind = {"dtype": anatomy.dtype, "device": anatomy.device}
+    z = torch.empty(sizes.n_layers, n, length, sizes.n_heads, sizes.d_head, **kind)
+    mlps = torch.empty(sizes.n_layers, n, length, sizes.d_model, **kind)
     for some in torch.arange(n, device=tokens.device).split(batch_size):
         rows = slice(int(some[0]), int(some[-1]) + 1)
-        trace(model, tokens[some], _write_to({"z": z[:, rows], "mlp_out": mlps[:, rows]}))
+        trace(anatomy, tokens[some], _write_to({"z": z[:, rows], "mlp_out": mlps[:, rows]}))
     return Activations(z, mlps)
 
 
@@ -91,7 +119,8 @@ def mask(
 
     Errors: `ValueError` for a head that the model does not have or a position out of range.
     """
-    marked = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, *shape, dtype=torch.bool, device=model.W_E.device)
+    sizes, device = size(model), next(model.parameters()).device
+    marked = torch.zeros(sizes.n_layers, sizes.n_heads, *shape, dtype=torch.bool, device=device)
     for (layer, head), positions in zip(check_heads(model, heads), heads.values(), strict=True):
         if positions is None:
             marked[layer, head] = True
@@ -110,8 +139,7 @@ def logits_at(
 
     Errors: `ValueError` as in `replace`.
     """
-    check_model(model)
-    check_tokens(model, tokens, batch_size, at)
+    anatomy = check_tokens(model, tokens, batch_size, at)
     tokens = tokens[:, : int(at.max()) + 1]
     pairs = zip(tokens.split(batch_size), at.split(batch_size), strict=True)
-    return torch.cat([unembed(model, final_streams(model, part, where)) for part, where in pairs])
+    return torch.cat([anatomy.unembed(final_streams(anatomy, part, where)) for part, where in pairs])

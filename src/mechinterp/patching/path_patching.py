@@ -11,6 +11,10 @@ other heads?
 With all heads frozen positions do not mix, so pass 2 needs layer norms and MLPs at the receivers'
 positions only, and all senders are one batch. Pass 3 starts at the first receiver's layer and
 position, from the clean pass.
+
+The frozen output of a head is its z. Post norms (Gemma 2 and 3, OLMo 2) recompute like all layer norms, so in the
+sender's own layer the other heads' outputs are rescaled. Where several heads share keys and values, an input is
+overridden for the receiving head alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,22 +26,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mechinterp.heads import Head, all_heads, check_heads
-from mechinterp.patching.checks import Metric, Receiver, check_model, check_pair, check_receivers, check_tokens, measure
+from mechinterp.anatomy import Anatomy
+from mechinterp.heads import Head, check_heads
+from mechinterp.patching.checks import Metric, Receiver, check_pair, check_receivers, check_tokens, measure
 from mechinterp.patching.engine import (
     Cache,
     Keep,
     Window,
     attend,
-    finish,
-    merge,
-    normalise,
     pick,
     pick_columns,
-    project,
     resume,
     trace,
-    unembed,
 )
 
 
@@ -95,12 +95,12 @@ def path_patch(
     >>> organism.roles[strongest]
     'name mover'
     """
-    check_model(model)
-    check_tokens(model, clean, batch_size, at)
+    anatomy = check_tokens(model, clean, batch_size, at)
+    check_tokens(model, corrupt, batch_size)
     check_pair(clean, corrupt)
-    heads = all_heads(model) if senders is None else sorted(set(check_heads(model, senders)))
+    heads = anatomy.size.heads if senders is None else sorted(set(check_heads(model, senders)))
     if not isinstance(receivers, str):
-        receivers = check_receivers(model, receivers)
+        receivers = check_receivers(model, anatomy, receivers)
         if receiver_positions is not None:
             check_tokens(model, clean, batch_size, receiver_positions, "receiver_positions")
         heads = [h for h in heads if h.layer < max(r.layer for r, _ in receivers)]
@@ -112,16 +112,16 @@ def path_patch(
     for some in torch.arange(len(clean), device=clean.device).split(rows):
         pair = clean[some, :length], corrupt[some, :length]
         if isinstance(receivers, str):
-            blocks.append(_to_logits(model, *pair, heads, at[some]))
+            blocks.append(_to_logits(anatomy, *pair, heads, at[some]))
         else:
             where = None if receiver_positions is None else receiver_positions[some]
-            blocks.append(_to_inputs(model, *pair, heads, receivers, where, at[some]))
-    before = measure(metric, torch.cat([unembed(model, block(None)[0]) for block in blocks]))
-    patched = before.repeat(model.cfg.n_layers, model.cfg.n_heads, 1)
+            blocks.append(_to_inputs(anatomy, *pair, heads, receivers, where, at[some]))
+    before = measure(metric, torch.cat([anatomy.unembed(block(None)[0]) for block in blocks]))
+    patched = before.repeat(anatomy.size.n_layers, anatomy.size.n_heads, 1)
     at_once = max(1, batch_size // rows)
     for i in tqdm(range(0, len(heads), at_once), desc="path patching", disable=not progress):
         chunk = heads[i : i + at_once]
-        logits = unembed(model, torch.cat([block(chunk) for block in blocks], 1))
+        logits = anatomy.unembed(torch.cat([block(chunk) for block in blocks], 1))
         for head, row in zip(chunk, logits, strict=True):
             patched[head] = measure(metric, row)
     return PathPatch(before, patched)
@@ -131,33 +131,35 @@ Block = Callable[[list[Head] | None], Float[Tensor, "sender prompt d_model"]]
 """One block of prompts: the final streams at the position that is read, for some senders (None: unpatched)."""
 
 
-def _to_logits(model: Any, clean: Tensor, corrupt: Tensor, senders: list[Head], at: Tensor) -> Block:
+def _to_logits(anatomy: Anatomy, clean: Tensor, corrupt: Tensor, senders: list[Head], at: Tensor) -> Block:
     """Pass 2 to the final stream at `at`."""
-    where, layers = at[:, None], model.cfg.n_layers
-    frozen = trace(model, clean, _keep_frozen(where, senders, layers))
-    other = _corrupt_z(model, corrupt, where, senders)
+    where, layers = at[:, None], anatomy.size.n_layers
+    frozen = trace(anatomy, clean, _keep_frozen(where, senders, layers))
+    other = _corrupt_z(anatomy, corrupt, where, senders)
 
     def block(some: list[Head] | None) -> Tensor:
         if some is None:
             return frozen["resid_pre", layers][None, :, 0]
-        return _freeze(model, frozen, other, some, where, layers)[:, :, 0]
+        return _freeze(anatomy, frozen, other, some, where, layers)[:, :, 0]
 
     return block
 
 
 def _keep_frozen(where: Tensor, senders: list[Head], stop: int) -> Keep:
-    """What pass 2 needs of the clean pass: attention outputs from the first sender's layer on, at some positions."""
-    layers = range(senders[0].layer if senders else stop, stop)
+    """What pass 2 needs of the clean pass from the first sender's layer on, at some positions."""
+    first = senders[0].layer if senders else stop
+    own = {h.layer for h in senders}
 
     def keep(name: str, layer: int, x: Tensor) -> Tensor | None:
-        if (layer in layers and name in ("z", "attn_out", "resid_mid")) or (name, layer) == ("resid_pre", stop):
+        wanted = name in ("resid_pre", "z", "attn") if layer in own else False
+        if (first <= layer < stop and (wanted or name == "attn_out")) or (name, layer) == ("resid_pre", stop):
             return pick(x, where)
         return None
 
     return keep
 
 
-def _corrupt_z(model: Any, corrupt: Tensor, where: Tensor, senders: list[Head]) -> Cache:
+def _corrupt_z(anatomy: Anatomy, corrupt: Tensor, where: Tensor, senders: list[Head]) -> Cache:
     """z of the senders' layers on the corrupted prompts, at some positions."""
     layers = {h.layer for h in senders}
     if not layers:
@@ -166,11 +168,11 @@ def _corrupt_z(model: Any, corrupt: Tensor, where: Tensor, senders: list[Head]) 
     def keep(name: str, layer: int, x: Tensor) -> Tensor | None:
         return pick(x, where) if name == "z" and layer in layers else None
 
-    return trace(model, corrupt, keep, stop=max(layers) + 1)
+    return trace(anatomy, corrupt, keep, stop=max(layers) + 1)
 
 
 def _freeze(
-    model: Any,
+    anatomy: Anatomy,
     frozen: Cache,
     other: Cache,
     senders: list[Head],
@@ -183,24 +185,30 @@ def _freeze(
     Senders are sorted by layer and join at their own: before it, their stream is the clean one. `visit`
     sees the streams of the senders that have joined, before every layer.
     """
-    stream = model.W_E.new_zeros(0, *where.shape, model.cfg.d_model)
-    for layer in range(senders[0].layer, stop):
+    stream = torch.empty(0, *where.shape, anatomy.size.d_model, dtype=anatomy.dtype, device=where.device)
+    for i in range(senders[0].layer, stop):
+        layer = anatomy.layers[i]
         if visit is not None and len(stream):
-            visit(layer, stream)
-        heads = [h.head for h in senders if h.layer == layer]
-        parts = [stream + frozen["attn_out", layer]] if len(stream) else []
+            visit(i, stream)
+        heads = [h.head for h in senders if h.layer == i]
+        parts = [stream + frozen["attn_out", i]] if len(stream) else []
         if heads:
-            change = (other["z", layer] - frozen["z", layer])[:, :, heads]
-            deltas = torch.einsum("pchd,hdm->hpcm", change, model.blocks[layer].attn.W_O[heads])
-            parts.append(frozen["resid_mid", layer] + deltas)
-        stream = finish(model.blocks[layer], torch.cat(parts))
+            deltas = layer.outputs((other["z", i] - frozen["z", i])[:, :, heads], heads)
+            parts.append(frozen["resid_pre", i] + layer.post1(frozen["attn", i] + deltas))
+        mid = torch.cat(parts)
+        if layer.parallel:
+            clean = layer.mlp(frozen["resid_pre", i])[None].expand(len(heads), -1, -1, -1) if heads else None
+            parts = [layer.mlp(stream)] if len(stream) else []
+            stream = mid + torch.cat(parts if clean is None else [*parts, clean])
+        else:
+            stream = mid + layer.mlp(mid)
     if visit is not None:
         visit(stop, stream)
     return stream
 
 
 def _to_inputs(
-    model: Any,
+    anatomy: Anatomy,
     clean: Tensor,
     corrupt: Tensor,
     senders: list[Head],
@@ -209,7 +217,7 @@ def _to_inputs(
     at: Tensor,
 ) -> Block:
     """Passes 2 and 3 for receivers that are inputs of heads."""
-    layers = model.cfg.n_layers
+    layers = anatomy.size.n_layers
     first = torch.zeros_like(at) if position is None else torch.minimum(position, at)
     late = torch.zeros_like(at, dtype=torch.bool) if position is None else position > at
     window = Window(first, at)
@@ -221,23 +229,23 @@ def _to_inputs(
     keep_frozen = _keep_frozen(where, senders, max(places))
 
     def keep(name: str, layer: int, x: Tensor) -> Tensor | None:
-        if name in ("resid_pre", "resid_mid", "z") and layer in places:
+        if name in ("resid_pre", "attn", "z") and layer in places:
             base[name, layer] = pick(x, span)
-        elif before and layer >= min(places) and name in ("k", "v"):
+        elif before and layer >= min(places) and name in ("key", "value"):
             base[name, layer] = x
         elif (name, layer) == ("resid_pre", layers):
             base[name, layer] = pick(x, at[:, None])[:, 0]
         return keep_frozen(name, layer, x)
 
-    frozen = trace(model, clean, keep)
-    other = _corrupt_z(model, corrupt, where, senders)
+    frozen = trace(anatomy, clean, keep)
+    other = _corrupt_z(anatomy, corrupt, where, senders)
 
     def block(some: list[Head] | None) -> Tensor:
         unpatched = base["resid_pre", layers]
         if some is None:
             return unpatched[None]
-        received = _received(model, frozen, other, some, receivers, where)
-        final = _deliver(model, base, received, len(some), window)
+        received = _received(anatomy, frozen, other, some, receivers, where)
+        final = _deliver(anatomy, base, received, len(some), window)
         final[:, late] = unpatched[late]
         return final
 
@@ -245,48 +253,50 @@ def _to_inputs(
 
 
 def _received(
-    model: Any, frozen: Cache, other: Cache, senders: list[Head], receivers: list[Receiver], where: Tensor
+    anatomy: Anatomy, frozen: Cache, other: Cache, senders: list[Head], receivers: list[Receiver], where: Tensor
 ) -> dict[tuple[int, int, str], Float[Tensor, "reaching prompt position d_head"]]:
     """What each receiver gets from the senders that reach it, which are the first ones."""
     received: dict[tuple[int, int, str], Tensor] = {}
 
-    def visit(layer: int, stream: Tensor) -> None:
-        here = [(h, part) for h, part in receivers if h.layer == layer]
+    def visit(i: int, stream: Tensor) -> None:
+        layer, here = anatomy.layers[i], [(h, part) for h, part in receivers if h.layer == i]
         if here:
-            normal = normalise(model.blocks[layer].ln1, stream)
+            normal = layer.norm1(stream)
             for head, part in here:
-                received[layer, head.head, part] = project(model.blocks[layer], part, normal, [head.head])[..., 0, :]
+                received[i, head.head, part] = layer.project(part, normal, [head.head])[..., 0, :]
 
-    _freeze(model, frozen, other, senders, where, max(h.layer for h, _ in receivers), visit)
+    _freeze(anatomy, frozen, other, senders, where, max(h.layer for h, _ in receivers), visit)
     return received
 
 
 def _deliver(
-    model: Any, base: Cache, received: dict[tuple[int, int, str], Tensor], senders: int, window: Window
+    anatomy: Anatomy, base: Cache, received: dict[tuple[int, int, str], Tensor], senders: int, window: Window
 ) -> Float[Tensor, "sender prompt d_model"]:
     """Pass 3: the final stream with the received inputs in place, from the first receiver's layer on."""
     start = min(layer for layer, _, _ in received)
-    heads = sorted({head for layer, head, _ in received if layer == start})
+    layer = anatomy.layers[start]
+    every = list(range(layer.n_heads))
+    heads = every if layer.joint else sorted({head for i, head, _ in received if i == start})
 
-    def edit(layer: int, name: str, x: Tensor, columns: Tensor) -> Tensor:
-        changed = [(head, new) for (i, head, part), new in received.items() if i == layer and part == name]
+    def edit(i: int, name: str, x: Tensor, columns: Tensor) -> Tensor:
+        changed = [(head, new) for (j, head, part), new in received.items() if j == i and part == name]
         if not changed:
             return x
         x = x.expand(senders, -1, -1, -1, -1).clone()
         for head, new in changed:
-            index = heads.index(head) if layer == start else head
+            index = heads.index(head) if i == start else head
             width = new.shape[2]  # 1 with given positions, the window's otherwise
             old = x[: len(new), :, :, index]
             hit = (columns < width)[None, :, :, None]
             x[: len(new), :, :, index] = torch.where(hit, pick_columns(new, columns.clamp(max=width - 1)), old)
         return x
 
-    last = start == model.cfg.n_layers - 1
-    x, mid, z = (base[name, start][None] for name in ("resid_pre", "resid_mid", "z"))
+    last = start == anatomy.size.n_layers - 1
+    x, attn, z = (base[name, start][None] for name in ("resid_pre", "attn", "z"))
+    now = attend(anatomy, start, x, window, base, heads=heads, end_only=last, edit=edit)
     if last:
-        mid, z = pick_columns(mid, window.end), pick_columns(z, window.end)
-    change = attend(model, start, x, window, base, heads=heads, end_only=last, edit=edit) - z[..., heads, :]
-    stream = finish(model.blocks[start], mid + merge(model.blocks[start], change, heads))
+        x, attn, z = (pick_columns(t, window.end) for t in (x, attn, z))
+    stream = layer.finish(x, layer.post1(attn + layer.write(now - z[..., heads, :], heads)))
     if last:
         return stream[:, :, 0]
-    return resume(model, base, stream, window, layer=start + 1, edit=edit)
+    return resume(anatomy, base, stream, window, layer=start + 1, edit=edit)
