@@ -354,3 +354,97 @@ def activation_patch(
         return x
 
     return raw.run(clean, {(node, layer): edit})[0]
+
+
+class Weights:
+    """A head's raw matrices, as mathematics has them: x W, from the stream times the norm's gain; and the norms."""
+
+    def __init__(self, raw: Raw) -> None:
+        self.raw = raw
+        self.centres = type(raw.final).__name__ in ("LayerNorm", "OlmoLayerNorm")
+        self.W_U = raw.model.get_output_embeddings().weight.T
+
+    def gain(self, module: Any) -> Tensor:
+        weight = getattr(module, "weight", None)
+        if weight is None:
+            return torch.ones(WIDTH)
+        return 1 + weight if self.raw.name.startswith("Gemma") else weight
+
+    def norm_of(self, layer: int) -> Any:
+        return self.raw.module(layer, self.raw.family.norm1) if self.raw.family.norm1 else None
+
+    def unit(self, x: Tensor, module: Any) -> Tensor:
+        """Centred, if the family does that, and divided by its scale."""
+        if module is None:
+            return x
+        x = x - x.mean(-1, keepdim=True) if self.centres else x
+        return x / self.scale(x, module)
+
+    def scale(self, x: Tensor, module: Any) -> Tensor:
+        eps = getattr(module, "eps", None) or getattr(module, "variance_epsilon", 0.0)
+        x = x - x.mean(-1, keepdim=True) if self.centres else x
+        return (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+
+    def matrices(self, layer: int) -> dict[str, Tensor]:
+        """Q, K, V [head d_model d_head], bQ, bK, bV [head d_head], O [head d_head d_model]; norm gain not folded in."""
+        attn, f = self.raw.attn(layer), self.raw.family
+        found: dict[str, Tensor] = {}
+        if f.fused:
+            path, order = f.fused.split(":")
+            module = attn.get_submodule(path)
+            weight = module.weight.T if type(module).__name__ == "Conv1D" else module.weight
+            bias = module.bias if module.bias is not None else torch.zeros(len(weight))
+            shape, axis = ((HEADS, 3, -1), 1) if order == "heads" else ((3, HEADS, -1), 0)
+            rows, biases = weight.unflatten(0, shape).unbind(axis), bias.unflatten(0, shape).unbind(axis)
+        else:
+            modules = [attn.get_submodule(path) for path in f.qkv]
+            rows = [m.weight.unflatten(0, (HEADS, -1)) for m in modules]
+            biases = [
+                (m.bias if m.bias is not None else torch.zeros(len(m.weight))).unflatten(0, (HEADS, -1))
+                for m in modules
+            ]
+        for name, w, b in zip("QKV", rows, biases, strict=True):
+            found[name], found[f"b{name}"] = w.transpose(1, 2), b
+        out = attn.get_submodule(f.o)
+        weight = out.weight if type(out).__name__ == "Conv1D" else out.weight.T
+        return found | {"O": weight.unflatten(0, (HEADS, -1))}
+
+    def folded(self, layer: int) -> dict[str, Tensor]:
+        """The same with the norm's gain in Q, K, V, its bias in their biases, and the post norm's gain in O."""
+        m, norm = self.matrices(layer), self.norm_of(layer)
+        gain = torch.ones(WIDTH) if norm is None else self.gain(norm)
+        shift = getattr(norm, "bias", None)
+        for n in "QKV":
+            if shift is not None:
+                m[f"b{n}"] = m[f"b{n}"] + torch.einsum("m,hmd->hd", shift, m[n])
+            m[n] = gain[:, None] * m[n]
+        return m | {"O": m["O"] * self.post_gain(layer)}
+
+    def post_gain(self, layer: int) -> Tensor:
+        path = self.raw.family.attn_out
+        return self.gain(self.raw.module(layer, path)) if path else torch.ones(WIDTH)
+
+    def post_scale(self, layer: int, z: Tensor) -> Tensor:
+        """What the attention's post norm divides by, from raw z [prompt pos head d_head]."""
+        path = self.raw.family.attn_out
+        if not path:
+            return torch.ones(*z.shape[:2], 1)
+        out = self.raw.attn(layer).get_submodule(self.raw.family.o)
+        return self.scale(out(z.flatten(-2)), self.raw.module(layer, path))
+
+    def z(self, got: Mapping[tuple[str, int], Tensor], layer: int) -> Tensor:
+        """z without what values' biases put into it, which loading moves into the output's bias."""
+        return got["z", layer] - self.folded(layer)["bV"]
+
+    def to_logits(self, change: Tensor, end: Tensor) -> Tensor:
+        """What a change of the final stream adds to the logits (before a soft cap), the norm's scale frozen."""
+        change = change - change.mean(-1, keepdim=True) if self.centres else change
+        return change / self.scale(end, self.raw.final) * self.gain(self.raw.final) @ self.W_U
+
+    def uncapped(self, logits: Tensor) -> Tensor:
+        cap = getattr(self.raw.model.config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.atanh(logits.double() / cap).float()
+
+    def capped(self, logits: Tensor) -> Tensor:
+        cap = getattr(self.raw.model.config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -13,16 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechinterp.anatomy import MLP, Anatomy, Layer, Linear, Norm, Rotary, size
+from mechinterp.anatomy import Anatomy, Layer, size
+from mechinterp.modules import MLP, Linear, Norm, Rotary
 
 CHECKED, LONGEST = 16, 128
-"""Tokens of the comparison with the model's own logits: at least, and as prompts get longer, unless windows ask for more."""
+"""Tokens of the comparison with the model's own logits: at least, and as prompts get longer; windows may need more."""
 _PLACE = "_mechinterp_anatomy"
 
 
 @dataclass
 class _Known:
-    """What is remembered of a model: its anatomy, the version of its weights, and over how many tokens it was compared."""
+    """What is remembered of a model: its anatomy, the version of its weights, over how many tokens it was compared."""
 
     anatomy: Anatomy
     version: tuple[Any, ...]

@@ -31,7 +31,8 @@ class HeadWeights:
     """Attention weights with norm gains folded in; all a composition score needs. A shared key or value is there once
     for every head that reads it.
 
-    Where norms remove the mean (layer norm, not RMS), reading matrices are centred over d_model and so are writing ones.
+    Where norms remove the mean (layer norm, not RMS), reading matrices are centred over d_model, and so are writing
+    ones.
     """
 
     W_Q: Float[Tensor, "layer head d_model d_head"]

@@ -229,7 +229,8 @@ class RankTests:
         qk: the diagonal is the largest of its row of the QK matrix; with rotary positions, the weighted mean over
             distances of that share.
         k: how many count as most negative.
-        tokens: size of the vocabulary; k / tokens and 1 / tokens are what chance gives. `sample`: tokens that were ranked.
+        tokens: size of the vocabulary; k / tokens and 1 / tokens are what chance gives.
+        sample: how many tokens were ranked.
         qk_at: the share at each distance (one row without rotary positions).
     """
 
