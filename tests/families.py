@@ -86,7 +86,8 @@ FAMILIES: dict[str, Family] = {
         mlp_out="fc2", final="model.decoder.final_layer_norm", embed="model.decoder.embed_tokens",
     ),
     "GPT-J": Family(
-        "GPTJConfig", "GPTJForCausalLM", _GPT | {"rotary_dim": 4}, **(_OLD | {"norm2": "ln_1"}), attn="attn", o="out_proj"
+        "GPTJConfig", "GPTJForCausalLM", _GPT | {"rotary_dim": 4}, **(_OLD | {"norm2": "ln_1"}),
+        attn="attn", o="out_proj",
     ),
     "Pythia": Family(
         "GPTNeoXConfig", "GPTNeoXForCausalLM", _SHAPE | {"use_parallel_residual": True},
@@ -112,14 +113,16 @@ FAMILIES: dict[str, Family] = {
         **_POST,
     ),
     "Gemma 3": Family(
-        "Gemma3TextConfig", "Gemma3ForCausalLM", _GROUPED | _SLIDING | {"head_dim": 12, "query_pre_attn_scalar": 9}, **_POST
+        "Gemma3TextConfig", "Gemma3ForCausalLM",
+        _GROUPED | _SLIDING | {"head_dim": 12, "query_pre_attn_scalar": 9}, **_POST,
     ),
     "Phi": Family(
         "PhiConfig", "PhiForCausalLM", _SHAPE | {"partial_rotary_factor": 0.5},
         o="dense", norm2="input_layernorm", final="model.final_layernorm",
     ),
     "Phi 3": Family(
-        "Phi3Config", "Phi3ForCausalLM", _GROUPED | {"sliding_window": WINDOW, "pad_token_id": 0}, fused="qkv_proj:parts"
+        "Phi3Config", "Phi3ForCausalLM", _GROUPED | {"sliding_window": WINDOW, "pad_token_id": 0},
+        fused="qkv_proj:parts",
     ),
     "OLMo": Family("OlmoConfig", "OlmoForCausalLM", _GROUPED | {"clip_qkv": 0.7}),
     "OLMo 2": Family(
@@ -130,10 +133,11 @@ FAMILIES: dict[str, Family] = {
         "FalconConfig", "FalconForCausalLM",
         {
             "vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
-            "multi_query": True, "parallel_attn": True, "alibi": False, "bias": True, "max_position_embeddings": CONTEXT,
+            "multi_query": True, "parallel_attn": True, "alibi": False, "bias": True,
+            "max_position_embeddings": CONTEXT,
         },
-        layers="transformer.h", attn="self_attention", o="dense", fused="query_key_value:heads", norm2="input_layernorm",
-        final="transformer.ln_f", embed="transformer.word_embeddings",
+        layers="transformer.h", attn="self_attention", o="dense", fused="query_key_value:heads",
+        norm2="input_layernorm", final="transformer.ln_f", embed="transformer.word_embeddings",
     ),
 }  # fmt: skip
 """Exact families. Qwen 2.5 is Qwen 2 without windows, SmolLM2 and TinyLlama are Llama."""

@@ -212,12 +212,10 @@ def _change_of_heads(
         return x.movedim(2, 0)[heads]  # cell prompt pos d_head
 
     def clean(name: str) -> Tensor:
+        if not every:
+            return own(block.clean, name)[..., None, :]
         x = block.clean[name, layer.index]
-        return (
-            (layer.expand(x) if name in ("key", "value") else x)[None]
-            if every
-            else own(block.clean, name)[..., None, :]
-        )
+        return (layer.expand(x) if name in ("key", "value") else x)[None]
 
     def changed(name: str) -> Tensor:
         new = torch.where(hit, own(block.corrupt, name), own(block.clean, name))

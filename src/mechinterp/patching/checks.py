@@ -19,9 +19,7 @@ Receiver = tuple[Head, Input]
 def check_ids(sizes: Size, tokens: Any, name: str = "tokens") -> None:
     """Refuse what is not a tensor of the model's token ids, or is longer than its context."""
     if not isinstance(tokens, Tensor):
-        raise ValueError(
-            f"{name} must be a tensor of token ids, not {type(tokens).__name__}; model.to_tokens makes one"
-        )
+        raise ValueError(f"{name} must be a tensor of token ids (model.to_tokens), not {type(tokens).__name__}")
     if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
         raise ValueError(f"{name} must be token ids, whole numbers, not {tokens.dtype}")
     if tokens.numel() == 0:

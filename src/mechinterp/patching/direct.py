@@ -47,7 +47,7 @@ class Written:
 def written(
     anatomy: Anatomy, tokens: Tensor, at: Tensor, *, change: Change | None = None, batch_size: int = 64
 ) -> Written:
-    """Run the prompts and keep what stands at `at`. `change` is that of `trace`; it sees batches, so give all prompts."""
+    """Run the prompts and keep what is at `at`; with a `change`, as in `trace`, they run as one batch."""
     parts = []
     batches = torch.arange(len(tokens), device=tokens.device).split(batch_size if change is None else len(tokens))
     for some in batches:
@@ -142,13 +142,8 @@ def direct_logit_attribution(
         constant = constant + (direction * anatomy.final.bias).sum(-1)
     if bias is not None:
         constant = constant + (bias[right] if wrong is None else bias[right] - bias[wrong])
-    return LogitAttribution(
-        (parts.start * d).sum(-1),
-        parts.heads_along(anatomy, d),
-        (parts.mlps * d).sum(-1),
-        torch.stack(biases),
-        constant,
-    )
+    heads, mlps = parts.heads_along(anatomy, d), (parts.mlps * d).sum(-1)
+    return LogitAttribution((parts.start * d).sum(-1), heads, mlps, torch.stack(biases), constant)
 
 
 @torch.no_grad()

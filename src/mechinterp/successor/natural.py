@@ -99,7 +99,8 @@ def total_effects(
         )
     if not cases.any():
         raise ValueError("no case is chosen")
-    anatomy, place, end = check_text(model, tokens), ("z", head.layer), ("resid_pre", head.layer)
+    anatomy, place = check_text(model, tokens), ("z", head.layer)
+    before, last = ("resid_pre", head.layer), ("resid_pre", anatomy.size.n_layers)
     total = torch.zeros((), device=tokens.device)
     for rows in tokens.split(batch_size):
         got = trace(anatomy, rows, lambda name, i, x: x if (name, i) == place else None, stop=head.layer + 1)
@@ -108,10 +109,8 @@ def total_effects(
     parts = []
     for chosen in cases.nonzero().to(tokens.device).split(batch_size):
         rows, position = tokens[chosen[:, 0]], chosen[:, 1]
-        run, places = (
-            torch.arange(len(chosen), device=tokens.device),
-            torch.arange(tokens.shape[1], device=tokens.device),
-        )
+        run = torch.arange(len(chosen), device=tokens.device)
+        places = torch.arange(tokens.shape[1], device=tokens.device)
         gone = places <= position[:, None] if everywhere else places == position[:, None]
 
         def ablate(name: str, i: int, x: Tensor, gone: Tensor = gone) -> Tensor:
@@ -121,18 +120,12 @@ def total_effects(
             x[:, :, head.head][gone] = mean
             return x
 
-        before = trace(anatomy, rows, lambda name, i, x: x if (name, i) == end else None, stop=head.layer)
-        last = ("resid_pre", anatomy.size.n_layers)
-
-        def logit(
-            change: Any, start: Any = (head.layer, before[end]), rows: Tensor = rows, at: Any = (run, position)
-        ) -> Tensor:
-            got = trace(
-                anatomy, rows, lambda name, i, x: x[at] if (name, i) == last else None, start=start, change=change
-            )
-            return anatomy.unembed(got[last])[at[0], rows[at[0], at[1] + 1]]
-
-        parts.append(logit(None) - logit(ablate))
+        got = trace(anatomy, rows, lambda name, i, x: x if (name, i) == before else None, stop=head.layer)
+        start, logits = (head.layer, got[before]), []
+        for change in (None, ablate):
+            got = trace(anatomy, rows, lambda name, i, x: x if (name, i) == last else None, start=start, change=change)
+            logits.append(anatomy.unembed(got[last][run, position])[run, rows[run, position + 1]])
+        parts.append(logits[0] - logits[1])
     return torch.cat(parts).cpu()
 
 

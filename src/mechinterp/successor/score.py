@@ -136,14 +136,8 @@ def class_logits(
             the highest; without, x is taken for the normalised stream.
     """
     anatomy = Anatomy.of(model)
-    # Norms with folded gains are one function for all layers: then they are computed once.
-    every = range(anatomy.size.n_heads)
-    return torch.stack(
-        [
-            torch.stack([_head_logits(anatomy, Head(i, h), x, ids, norm) for h in every])
-            for i in range(len(anatomy.layers))
-        ]
-    )
+    rows = [_head_logits(anatomy, head, x, ids, norm) for head in anatomy.size.heads]
+    return torch.stack(rows).unflatten(0, (anatomy.size.n_layers, anatomy.size.n_heads))
 
 
 @torch.no_grad()
