@@ -13,7 +13,7 @@ from torch import Tensor
 from mechinterp.sae import SAE
 from mechinterp.sae.metrics import reconstruction
 from mechinterp.sae.store import Given
-from mechinterp.sae.synthetic import recovery, sample, truth
+from mechinterp.sae.study.synthetic import recovery, sample, truth
 from mechinterp.sae.training import Config, Spec, train
 
 TRUTH = truth(32, 24, active=2.0, seed=0)

@@ -6,7 +6,7 @@ comparisons.
 """
 
 from mechinterp.sae.architectures import KINDS, SAE, Kind, gated_to_jumprelu, initial, scale_input, tensor_shapes
-from mechinterp.sae.formats import load, save
+from mechinterp.sae.files.formats import load, save
 from mechinterp.sae.losses import Loss, loss
 from mechinterp.sae.metrics import Quality, Reconstruction, Site, evaluate, reconstruction, site
 from mechinterp.sae.sites import activations, logits

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechinterp.sae.synthetic import Truth, chance_mmcs, recovery, sample, shrinkage_by_feature, truth
+from mechinterp.sae.study.synthetic import Truth, chance_mmcs, recovery, sample, shrinkage_by_feature, truth
 
 SETTINGS: list[dict[str, Any]] = [
     dict(active=4.0),

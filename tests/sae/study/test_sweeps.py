@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mechinterp.sae import sweeps
-from mechinterp.sae.formats import load
+from mechinterp.sae.files.formats import load
+from mechinterp.sae.study import sweeps
 
 PATH = sweeps.MEASURED / "lab.json"
 SETTINGS = ("kind", "hook", "d_sae", "sparsity", "seed", "lr", "variant")

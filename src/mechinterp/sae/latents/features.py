@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 
 from mechinterp.patching.checks import check_tokens
 from mechinterp.sae.architectures import SAE
-from mechinterp.sae.attribution import dfa_by_source
-from mechinterp.sae.interventions import SITES, check_latents, check_sae
+from mechinterp.sae.latents.attribution import dfa_by_source
+from mechinterp.sae.latents.interventions import SITES, check_latents, check_sae
 from mechinterp.sae.sites import activations
 
 BINS = 32

@@ -5,9 +5,9 @@ import torch
 
 from mechinterp.models import load
 from mechinterp.sae import SAE, activations
-from mechinterp.sae.attribution import dfa_by_source
-from mechinterp.sae.explorer import latent_views
-from mechinterp.sae.sweeps import shipped
+from mechinterp.sae.latents.attribution import dfa_by_source
+from mechinterp.sae.latents.explorer import latent_views
+from mechinterp.sae.study.sweeps import shipped
 from mechinterp.viz import token_explorer
 
 

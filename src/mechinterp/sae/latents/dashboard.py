@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mechinterp.files import atomic_write
-from mechinterp.sae.features import Example, FeatureActivations, LogitWeights
+from mechinterp.sae.latents.features import Example, FeatureActivations, LogitWeights
 from mechinterp.sae.sites import layer_of
 from mechinterp.viz.figure import with_caption
 
@@ -122,7 +122,7 @@ def dashboard(
 
     >>> from mechinterp.models import load
     >>> from mechinterp.sae import SAE, initial
-    >>> from mechinterp.sae.features import feature_activations, top_examples
+    >>> from mechinterp.sae.latents.features import feature_activations, top_examples
     >>> model, tokens = load("lab", device="cpu"), torch.randint(1, 8192, (4, 16))
     >>> sae = SAE("topk", initial("topk", 256, 512, seed=0), k=8, hook="blocks.2.attn.hook_z")
     >>> record = feature_activations(model, sae, tokens)

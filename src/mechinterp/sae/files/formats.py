@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from mechinterp.files import atomic_write
-from mechinterp.sae import readers
 from mechinterp.sae.architectures import SAE
-from mechinterp.sae.stored import Stored, convert
+from mechinterp.sae.files import readers
+from mechinterp.sae.files.stored import Stored, convert
 
 _VERSION = "6.0.0"
 """Of SAELens: the format that is written."""

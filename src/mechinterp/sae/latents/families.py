@@ -17,9 +17,9 @@ from torch import Tensor
 
 from mechinterp.patching.checks import check_tokens
 from mechinterp.sae.architectures import SAE
-from mechinterp.sae.attribution import Z, encoder_map
-from mechinterp.sae.features import FeatureActivations
-from mechinterp.sae.interventions import check_sae
+from mechinterp.sae.latents.attribution import Z, encoder_map
+from mechinterp.sae.latents.features import FeatureActivations
+from mechinterp.sae.latents.interventions import check_sae
 from mechinterp.sae.sites import activations
 
 Family = Literal["induction", "local", "long-range", "mixed"]
@@ -120,7 +120,7 @@ def sources(
 
     >>> from mechinterp.models import load
     >>> from mechinterp.sae import initial
-    >>> from mechinterp.sae.features import feature_activations
+    >>> from mechinterp.sae.latents.features import feature_activations
     >>> model = load("lab", device="cpu")
     >>> sae = SAE("topk", initial("topk", 256, 512, seed=0), 8, "blocks.2.attn.hook_z")
     >>> record = feature_activations(model, sae, torch.randint(1, 8192, (12, 16)), top=2)

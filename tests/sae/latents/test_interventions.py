@@ -13,8 +13,8 @@ from mechinterp import patching
 from mechinterp.heads import Head
 from mechinterp.models import organisms
 from mechinterp.sae import SAE, Kind, initial, tensor_shapes
-from mechinterp.sae import interventions as module
-from mechinterp.sae.interventions import SITES, ablate, ablation_effects, splice, spliced_logits, steer
+from mechinterp.sae.latents import interventions as module
+from mechinterp.sae.latents.interventions import SITES, ablate, ablation_effects, splice, spliced_logits, steer
 
 AT = torch.tensor([5, 2, 7, 0, 8])
 

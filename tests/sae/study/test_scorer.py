@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechinterp.datasets.text import generated_rows
-from mechinterp.sae.rules import KINDS, VIEWS, Rule, Search, apply_rules, contexts, kind_of
-from mechinterp.sae.scorer import Explanation, explain, measures, odds_ratio, study
+from mechinterp.sae.study.rules import KINDS, VIEWS, Rule, Search, apply_rules, contexts, kind_of
+from mechinterp.sae.study.scorer import Explanation, explain, measures, odds_ratio, study
 
 WORDS = [" the", " of", " Mary", " 7", ",", "ing", "Old", "\n", " cat", " dog", " ran", " sat"] + [
     f" w{i}" for i in range(28)
@@ -160,7 +160,7 @@ def test_saved_error_is_that_of_leaving_out_every_position() -> None:
     views = contexts(tokens, decode)
     search = Search(views, torch.ones(10, 12, dtype=torch.bool), support=1)
     y, base = a.flatten(), a.mean().item()
-    from mechinterp.sae.rules import _saved
+    from mechinterp.sae.study.rules import _saved
 
     saved = _saved(search._sums(y, torch.arange(len(y))), base)
     for atom in range(len(views.atom_value)):

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mechinterp.sae.architectures import Kind
-from mechinterp.sae.stored import Stored
+from mechinterp.sae.files.stored import Stored
 
 _SAVED: tuple[Kind, ...] = ("standard", "gated", "jumprelu", "topk")
 _FACTS = (

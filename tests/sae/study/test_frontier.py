@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechinterp.sae import SAE, initial
-from mechinterp.sae.frontier import Curve, common, curve, rescale_and_shift
 from mechinterp.sae.metrics import reconstruction
+from mechinterp.sae.study.frontier import Curve, common, curve, rescale_and_shift
 
 FLOATS = st.lists(st.floats(0.5, 200), min_size=3, max_size=8, unique_by=lambda x: round(x, 3))
 

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mechinterp.sae import SAE, initial
-from mechinterp.sae.formats import load, save
+from mechinterp.sae.files.formats import load, save
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 PEER = Path(__file__).parent / "sae_lens_peer.py"
 SAVED = ("standard", "gated", "jumprelu", "topk")
 D_IN, D_SAE, K = 8, 20, 3

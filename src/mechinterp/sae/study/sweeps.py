@@ -1,6 +1,6 @@
 """The long runs behind the two chapters, by name: one resumable command each, results in the package.
 
-    python -m mechinterp.sae.sweeps lab --text FOLDER --out FOLDER --export
+    python -m mechinterp.sae.study.sweeps lab --text FOLDER --out FOLDER --export
 
 reads the lab model's training text (`train*.txt.xz`), trains every sweep and writes what the chapters read: the
 quality of each SAE on text that neither it nor the model has seen. Kill it and start it again at any moment. Setting
@@ -24,8 +24,8 @@ from tqdm.auto import tqdm
 from mechinterp.datasets.text import from_hub, generated_rows, packed_rows, sample
 from mechinterp.files import atomic_write
 from mechinterp.sae.architectures import SAE, Kind
-from mechinterp.sae.formats import load as load_sae
-from mechinterp.sae.formats import save
+from mechinterp.sae.files.formats import load as load_sae
+from mechinterp.sae.files.formats import save
 from mechinterp.sae.losses import Variant
 from mechinterp.sae.metrics import Name, Site, evaluate, site
 from mechinterp.sae.store import Store
@@ -348,7 +348,7 @@ class Measured:
 
 
 def measured(name: str, scale: ScaleName) -> Measured:
-    """A sweep that comes with the package, made by `python -m mechinterp.sae.sweeps`.
+    """A sweep that comes with the package, made by `python -m mechinterp.sae.study.sweeps`.
 
     Errors: `ValueError` if that sweep has not been run at that scale.
     """
@@ -357,7 +357,7 @@ def measured(name: str, scale: ScaleName) -> Measured:
     found = json.loads(path.read_text()) if path.exists() else {}
     if name not in found:
         raise ValueError(
-            f"sweep {name!r} has not been run at {scale} scale: python -m mechinterp.sae.sweeps {scale} "
+            f"sweep {name!r} has not been run at {scale} scale: python -m mechinterp.sae.study.sweeps {scale} "
             f"--only {name!r} --text FOLDER --out FOLDER --export"
         )
     return Measured(**found[name])

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechinterp.sae import SAE, initial
-from mechinterp.sae.formats import load, save
+from mechinterp.sae.files.formats import load, save
 
 SAVED = ("standard", "gated", "jumprelu", "topk")
 K = 3

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechinterp.sae import toy
 from mechinterp.sae.losses import loss
-from mechinterp.sae.toy import Encoder, Mixture
+from mechinterp.sae.study import toy
+from mechinterp.sae.study.toy import Encoder, Mixture
 
 BOTH = [Mixture(), Mixture(target="input")]
 OTHER = Mixture(p=0.2, on=(3.0, 1.0), off=(-0.5, 0.7))

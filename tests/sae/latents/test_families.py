@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from mechinterp.models import load, organisms
 from mechinterp.sae import SAE, initial
-from mechinterp.sae.attribution import dfa_by_source, head_shares
-from mechinterp.sae.families import ROLES, Sources, context_test, control, folded, sources
-from mechinterp.sae.features import FeatureActivations, feature_activations
-from mechinterp.sae.released import attention_gpt2
+from mechinterp.sae.files.released import attention_gpt2
+from mechinterp.sae.latents.attribution import dfa_by_source, head_shares
+from mechinterp.sae.latents.families import ROLES, Sources, context_test, control, folded, sources
+from mechinterp.sae.latents.features import FeatureActivations, feature_activations
+from mechinterp.sae.latents.themes import head_kinds, themes
 from mechinterp.sae.sites import activations
-from mechinterp.sae.themes import head_kinds, themes
 
 INDUCTION = organisms.induction()
 PREVIOUS = organisms.previous_token()

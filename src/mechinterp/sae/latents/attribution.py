@@ -21,7 +21,7 @@ from torch import Tensor
 from mechinterp.patching.checks import check_model, check_tokens
 from mechinterp.patching.engine import Cache, attention_scores, trace
 from mechinterp.sae.architectures import SAE
-from mechinterp.sae.interventions import check_latents, check_sae
+from mechinterp.sae.latents.interventions import check_latents, check_sae
 
 Z = ("attn.hook_z",)
 

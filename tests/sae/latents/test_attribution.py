@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mechinterp.models import organisms
 from mechinterp.sae import KINDS, SAE, Kind, tensor_shapes
-from mechinterp.sae.attribution import (
+from mechinterp.sae.latents.attribution import (
     dfa_by_head,
     dfa_by_source,
     encoder_map,

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechinterp.sae.families import ROLES, Role, Sources
+from mechinterp.sae.latents.families import ROLES, Role, Sources
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ def themes(found: Sources, embedding: Float[Tensor, "vocab d_model"]) -> Themes:
 
     >>> from mechinterp.models import load
     >>> from mechinterp.sae import SAE, initial
-    >>> from mechinterp.sae.families import sources
-    >>> from mechinterp.sae.features import feature_activations
+    >>> from mechinterp.sae.latents.families import sources
+    >>> from mechinterp.sae.latents.features import feature_activations
     >>> model, params = load("lab", device="cpu"), initial("topk", 256, 512, seed=0)
     >>> sae = SAE("topk", params, 8, "blocks.2.attn.hook_z")
     >>> record = feature_activations(model, sae, torch.randint(1, 8192, (12, 16)), top=3)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mechinterp.sae.rules import Rule, Search, apply_rules, contexts
+from mechinterp.sae.study.rules import Rule, Search, apply_rules, contexts
 from mechinterp.stats import bootstrap
 
 Measure = Literal["correlation", "auc", "fuzzing"]

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from mechinterp.models import organisms
 from mechinterp.sae import SAE, initial
-from mechinterp.sae import features as module
-from mechinterp.sae.attribution import dfa_by_source
-from mechinterp.sae.features import (
+from mechinterp.sae.latents import features as module
+from mechinterp.sae.latents.attribution import dfa_by_source
+from mechinterp.sae.latents.features import (
     BINS,
     Example,
     FeatureActivations,

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechinterp.sae import SAE, initial
-from mechinterp.sae.dashboard import Dashboard, dashboard, token_text
-from mechinterp.sae.features import (
+from mechinterp.sae.latents.dashboard import Dashboard, dashboard, token_text
+from mechinterp.sae.latents.features import (
     Example,
     FeatureActivations,
     feature_activations,

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from mechinterp.heads import Head
 from mechinterp.sae.architectures import SAE
-from mechinterp.sae.attribution import dfa_by_source, recursive_dfa
-from mechinterp.sae.dashboard import token_text
-from mechinterp.sae.features import logit_weights
+from mechinterp.sae.latents.attribution import dfa_by_source, recursive_dfa
+from mechinterp.sae.latents.dashboard import token_text
+from mechinterp.sae.latents.features import logit_weights
 from mechinterp.sae.sites import activations
 
 
@@ -28,7 +28,7 @@ def latent_views(
     Errors: `ValueError` as in `attribution.recursive_dfa`.
 
     >>> from mechinterp.models import load
-    >>> from mechinterp.sae.sweeps import shipped
+    >>> from mechinterp.sae.study.sweeps import shipped
     >>> views = latent_views(load("lab"), {1: shipped("attention-1")}, torch.tensor([0, 5, 9]), 1)
     >>> len(views), list(views[0])[0]
     (3, 'latents that are on')

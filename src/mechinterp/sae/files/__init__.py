@@ -1,0 +1,1 @@
+"""SAEs on disk: our own and other libraries' formats."""
