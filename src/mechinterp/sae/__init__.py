@@ -1,8 +1,7 @@
-"""Sparse autoencoders: architectures, training, measures, attribution and file formats.
+"""Sparse autoencoders: architectures, training, measures.
 
-What only some readers need is in modules of its own: `attribution`, `interventions`, `features` and `dashboard` for
-what latents do, `synthetic` and `toy` for known truths, `scorer` for blind studies, `frontier` and `sweeps` for
-comparisons.
+Three rooms hold the rest: `files` the formats on disk, `latents` what latents do in a model and what they are about,
+`study` sweeps, comparisons and data whose features are known.
 """
 
 from mechinterp.sae.architectures import KINDS, SAE, Kind, gated_to_jumprelu, initial, scale_input, tensor_shapes

@@ -1,6 +1,6 @@
 """The long runs behind the two chapters, by name: one resumable command each, results in the package.
 
-    python -m mechinterp.sae.study.sweeps lab --text FOLDER --out FOLDER --export
+    python -m mechinterp.sae.study lab --text FOLDER --out FOLDER --export
 
 reads the lab model's training text (`train*.txt.xz`), trains every sweep and writes what the chapters read: the
 quality of each SAE on text that neither it nor the model has seen. Kill it and start it again at any moment. Setting
@@ -348,7 +348,7 @@ class Measured:
 
 
 def measured(name: str, scale: ScaleName) -> Measured:
-    """A sweep that comes with the package, made by `python -m mechinterp.sae.study.sweeps`.
+    """A sweep that comes with the package, made by `python -m mechinterp.sae.study`.
 
     Errors: `ValueError` if that sweep has not been run at that scale.
     """
@@ -357,7 +357,7 @@ def measured(name: str, scale: ScaleName) -> Measured:
     found = json.loads(path.read_text()) if path.exists() else {}
     if name not in found:
         raise ValueError(
-            f"sweep {name!r} has not been run at {scale} scale: python -m mechinterp.sae.study.sweeps {scale} "
+            f"sweep {name!r} has not been run at {scale} scale: python -m mechinterp.sae.study {scale} "
             f"--only {name!r} --text FOLDER --out FOLDER --export"
         )
     return Measured(**found[name])
@@ -365,7 +365,7 @@ def measured(name: str, scale: ScaleName) -> Measured:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: train the sweeps of a scale, resumable."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = argparse.ArgumentParser("python -m mechinterp.sae.study", description=main.__doc__)
     parser.add_argument("scale", choices=list(PLANS))
     parser.add_argument("--text", required=True, help="folder with train*.txt[.xz], or a dataset of the hub")
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and activations")
@@ -380,7 +380,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run_sweep(name, args.scale, args.text, args.out, device=args.device)
     if args.export:
         print(export(args.scale, args.only, args.text, args.out, device=args.device))
-
-
-if __name__ == "__main__":
-    main()
