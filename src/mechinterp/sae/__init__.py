@@ -4,9 +4,10 @@ Three rooms hold the rest: `files` the formats on disk, `latents` what latents d
 `study` sweeps, comparisons and data whose features are known.
 """
 
-from mechinterp.sae.architectures import KINDS, SAE, Kind, gated_to_jumprelu, initial, scale_input, tensor_shapes
+from mechinterp.sae.architectures import SAE, gated_to_jumprelu, initial, same_function, scale_input, tensor_shapes
 from mechinterp.sae.files.formats import load, save
-from mechinterp.sae.losses import Loss, loss
+from mechinterp.sae.kinds import KINDS, Kind, Loss
+from mechinterp.sae.losses import loss
 from mechinterp.sae.metrics import Quality, Reconstruction, Site, evaluate, reconstruction, site
 from mechinterp.sae.sites import activations, logits
 from mechinterp.sae.store import Given, Store
@@ -33,6 +34,7 @@ __all__ = [
     "logits",
     "loss",
     "reconstruction",
+    "same_function",
     "save",
     "scale_input",
     "site",

@@ -24,9 +24,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mechinterp.files import atomic_write
-from mechinterp.sae.architectures import SAE, Kind, initial, scale_input, tensor_shapes
-from mechinterp.sae.gradients import gradients
-from mechinterp.sae.losses import VARIANTS, Variant, loss
+from mechinterp.sae.architectures import SAE, initial, scale_input
+from mechinterp.sae.kinds import KINDS, kind_named
+from mechinterp.sae.losses import gradients, loss
 from mechinterp.sae.store import Given, Store
 
 METRICS = ("loss", "l0", "fvu", "dead")
@@ -37,25 +37,24 @@ class Spec:
     """One SAE to train.
 
     Attributes:
-        kind: see `architectures`. `hook`: where in the model. `d_sae`: latents.
+        kind: see `kinds`. `hook`: where in the model. `d_sae`: latents.
         sparsity: λ, for inputs of mean square norm one; for topk and batchtopk the k.
         seed: of the initial weights. `lr`: Adam's learning rate.
-        variant: an ablation, see `losses.VARIANTS`.
+        variant: an ablation, one of the kind's `variants`.
 
     Errors: `ValueError` for an unknown kind, a variant of another kind, or a k outside 1 … d_sae.
     """
 
-    kind: Kind
+    kind: str
     hook: str
     d_sae: int
     sparsity: float
     seed: int = 0
     lr: float = 1e-3
-    variant: Variant = ""
+    variant: str = ""
 
     def __post_init__(self) -> None:
-        tensor_shapes(self.kind, 1, self.d_sae)
-        if self.variant not in VARIANTS or VARIANTS[self.variant] not in (None, self.kind):
+        if self.variant not in ("", *kind_named(self.kind).variants):
             raise ValueError(f"{self.variant!r} is no variant of a {self.kind} SAE")
         if self.k is not None and (self.k != self.sparsity or not 1 <= self.k <= self.d_sae):
             raise ValueError(f"the sparsity of a {self.kind} SAE is its k, a whole number in 1..{self.d_sae}")
@@ -64,8 +63,8 @@ class Spec:
 
     @property
     def k(self) -> int | None:
-        """k of topk and batchtopk, None for the others."""
-        return int(self.sparsity) if self.kind in ("topk", "batchtopk") else None
+        """k of the kinds that take it, None for the others."""
+        return int(self.sparsity) if KINDS[self.kind].takes_k else None
 
 
 @dataclass(frozen=True)
@@ -136,26 +135,25 @@ class _Stack:
 
     def __init__(self, specs: Sequence[Spec], store: Store | Given, d_in: int, device: torch.device) -> None:
         first = specs[0]
-        self.specs, self.kind, self.hook, self.variant = specs, first.kind, first.hook, first.variant
+        self.specs, self.name, self.hook, self.variant = specs, first.kind, first.hook, first.variant
+        self.kind = KINDS[first.kind]
         self.scale = store.scale(self.hook)
         self.variance = store.variance(self.hook) / self.scale**2
         fresh = [initial(first.kind, d_in, first.d_sae, seed=spec.seed) for spec in specs]
-        self.params = {name: torch.stack([p[name] for p in fresh]).to(device) for name in fresh[0]}
-        if self.kind == "jumprelu":
-            self.params["log_threshold"] = self.params.pop("threshold").log()
-        if self.kind in ("topk", "batchtopk"):  # Gao et al.; the other recipes begin at zero
+        self.params = self.kind.trained({n: torch.stack([p[n] for p in fresh]).to(device) for n in fresh[0]})
+        if self.kind.at_median:
             self.params["b_dec"] += store.median(self.hook).to(device) / self.scale
         for value in self.params.values():
             value.requires_grad_(True)
         self.sparsity = torch.tensor([spec.sparsity for spec in specs], device=device)
         self.age = torch.zeros(len(specs), first.d_sae, device=device)
-        self.smallest = torch.zeros(len(specs), device=device)
+        self.level = torch.zeros(len(specs), device=device)
         self.any_dead = False
 
     def optimiser(self, config: Config) -> torch.optim.Adam:
         lr = self.specs[0].lr
         groups = [
-            {"params": [value], "rate": lr * (config.threshold_rate if name == "log_threshold" else 1.0)}
+            {"params": [value], "rate": lr * (config.threshold_rate if name in self.kind.thresholds else 1.0)}
             for name, value in self.params.items()
         ]
         return torch.optim.Adam(groups, lr=lr, betas=config.betas, fused=True)
@@ -175,13 +173,11 @@ class _Stack:
         rows.data /= rows.data.norm(dim=-1, keepdim=True)
         fired = f.amax(1) > 0
         self.age = torch.where(fired, 0.0, self.age + len(x))
-        if config.resamples_at(number + 1) and self.kind in ("standard", "gated"):
+        if config.resamples_at(number + 1) and self.kind.resampled:
             self.resample(x, config.resample_every * len(x), adam, number)
         if not log:
             return torch.empty(0)
-        if self.kind == "batchtopk":
-            lowest = torch.where(f > 0, f, torch.inf).amin((1, 2))
-            self.smallest = torch.where(self.smallest > 0, 0.9 * self.smallest + 0.1 * lowest, lowest)
+        self.level = self.kind.level(self.level, f)
         l0 = f.sign().sum((1, 2)) / len(x)
         silent = (self.age >= config.dead_after).float().mean(-1)
         return torch.stack([total, l0, error / self.variance, silent])
@@ -191,13 +187,13 @@ class _Stack:
         settings: dict[str, Any] = {
             "k": self.specs[0].k or 0, "bandwidth": config.bandwidth, "variant": self.variant,
         }  # fmt: skip
-        if self.any_dead and self.kind in ("topk", "batchtopk"):  # AuxK
+        if self.any_dead and self.kind.revived:
             dead = self.age >= config.dead_after
             with torch.enable_grad():
-                result = loss(self.kind, self.params, x, sparsity, dead=dead, **settings)
+                result = loss(self.name, self.params, x, sparsity, dead=dead, **settings)
                 result.total.sum().backward()
             return result.f, result.error, result.total.detach()
-        found = gradients(self.kind, self.params, x, sparsity, value=log, **settings)
+        found = gradients(self.name, self.params, x, sparsity, value=log, **settings)
         for name, grad in found.grads.items():
             self.params[name].grad = grad
         return found.f, found.error, found.error if found.penalty is None else found.error + found.penalty
@@ -211,7 +207,7 @@ class _Stack:
         generator = torch.Generator(device=x.device).manual_seed(seed)
         with torch.no_grad():
             p = {name: value.data for name, value in self.params.items()}
-            f = loss(self.kind, p, x, self.sparsity).f
+            f = loss(self.name, p, x, self.sparsity).f
             e = x - torch.baddbmm(p["b_dec"][:, None], f, p["W_dec"])
             weight = e.square().sum(-1).square()
             enough = weight.shape[-1] >= p["W_dec"].shape[1]
@@ -234,17 +230,12 @@ class _Stack:
             self.age = torch.where(dead, 0.0, self.age)
 
     def saes(self, facts: dict[str, Any]) -> Iterator[SAE]:
-        """The SAEs in the units of the activations; a batchtopk leaves as a jumprelu."""
+        """The SAEs in the units of the activations, of the kind as which theirs leaves the training."""
         for i, spec in enumerate(self.specs):
             p = {name: value.detach()[i].clone() for name, value in self.params.items()}
-            kind, k = self.kind, spec.k
-            if "log_threshold" in p:
-                p["threshold"] = p.pop("log_threshold").exp()
-            if kind == "batchtopk":
-                p["threshold"] = self.smallest[i].clamp(min=1e-12).expand(spec.d_sae).clone()
-                kind, k = "jumprelu", None
-            sae = SAE(kind, p, k, spec.hook, {"spec": asdict(spec)} | facts)
-            yield scale_input(sae, self.scale)
+            kind, p = self.kind.finished(p, self.level[i])
+            k = spec.k if KINDS[kind].takes_k else None
+            yield scale_input(SAE(kind, p, k, spec.hook, {"spec": asdict(spec)} | facts), self.scale)
 
 
 @contextlib.contextmanager
@@ -383,7 +374,7 @@ def _save(
 ) -> None:  # fmt: skip
     tensors = {"history": torch.stack(history) if history else torch.zeros(0)}
     for i, (stack, adam) in enumerate(zip(stacks, adams, strict=True)):
-        tensors |= {f"{i}.age": stack.age, f"{i}.smallest": stack.smallest}
+        tensors |= {f"{i}.age": stack.age, f"{i}.level": stack.level}
         for name, value in stack.params.items():
             tensors[f"{i}.{name}"] = value.detach()
             state = adam.state[value]  # empty for what a variant leaves untrained
@@ -407,7 +398,7 @@ def _load(
         raise ValueError(f"{path.parent} holds another run (other SAEs, settings or text); choose another folder")
     step = int(meta["step"])
     for i, (stack, adam) in enumerate(zip(stacks, adams, strict=True)):
-        stack.age, stack.smallest = (tensors[f"{i}.{n}"].to(stack.age.device) for n in ("age", "smallest"))
+        stack.age, stack.level = (tensors[f"{i}.{n}"].to(stack.age.device) for n in ("age", "level"))
         stack.any_dead = bool((stack.age >= config.dead_after).any())
         for name, value in stack.params.items():
             value.data.copy_(tensors[f"{i}.{name}"])

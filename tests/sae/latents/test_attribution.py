@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mechinterp.models import organisms
-from mechinterp.sae import KINDS, SAE, Kind, tensor_shapes
+from mechinterp.sae import KINDS, SAE, tensor_shapes
 from mechinterp.sae.latents.attribution import (
     dfa_by_head,
     dfa_by_source,
@@ -22,7 +22,7 @@ from mechinterp.sae.latents.attribution import (
 from mechinterp.sae.sites import activations
 
 
-def random_sae(kind: Kind, d_in: int, d_sae: int, *, seed: int = 0, hook: str = "") -> SAE:
+def random_sae(kind: str, d_in: int, d_sae: int, *, seed: int = 0, hook: str = "") -> SAE:
     """Weights of order one everywhere, biases included."""
     g = torch.Generator().manual_seed(seed)
     shapes = tensor_shapes(kind, d_in, d_sae)
@@ -41,7 +41,7 @@ def identity(model: Any, layer: int, bias: float = -0.1) -> SAE:
 
 @pytest.fixture(scope="module")
 def lab_saes(lab: Any) -> dict[int, SAE]:
-    kinds: dict[int, Kind] = {0: "topk", 1: "gated", 2: "standard", 3: "jumprelu", 4: "gated"}
+    kinds: dict[int, str] = {0: "topk", 1: "gated", 2: "standard", 3: "jumprelu", 4: "gated"}
     return {i: random_sae(k, 256, 320, seed=i, hook=f"blocks.{i}.attn.hook_z") for i, k in kinds.items()}
 
 
@@ -68,7 +68,7 @@ def test_head_shares_of_a_latent_that_one_head_writes_and_of_one_that_is_zero() 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_dfa_by_head_sums_to_the_pre_activation(kind: Kind) -> None:
+def test_dfa_by_head_sums_to_the_pre_activation(kind: str) -> None:
     sae = random_sae(kind, 12, 20)
     z = torch.randn(5, 2, 3, 4, generator=torch.Generator().manual_seed(1))
     dfa = dfa_by_head(sae, z)

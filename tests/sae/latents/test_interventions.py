@@ -12,14 +12,14 @@ from torch import Tensor
 from mechinterp import patching
 from mechinterp.heads import Head
 from mechinterp.models import organisms
-from mechinterp.sae import SAE, Kind, initial, tensor_shapes
+from mechinterp.sae import SAE, initial, tensor_shapes
 from mechinterp.sae.latents import interventions as module
 from mechinterp.sae.latents.interventions import SITES, ablate, ablation_effects, splice, spliced_logits, steer
 
 AT = torch.tensor([5, 2, 7, 0, 8])
 
 
-def random_sae(kind: Kind, d_in: int, d_sae: int, hook: str, *, seed: int = 0) -> SAE:
+def random_sae(kind: str, d_in: int, d_sae: int, hook: str, *, seed: int = 0) -> SAE:
     g = torch.Generator().manual_seed(seed)
     shapes = tensor_shapes(kind, d_in, d_sae)
     params = {name: torch.randn(shape, generator=g) / shape[0] ** (len(shape) - 1) for name, shape in shapes.items()}
@@ -52,7 +52,7 @@ def tokens() -> Tensor:
     return torch.randint(0, 8192, (5, 9), generator=torch.Generator().manual_seed(3))
 
 
-def of_site(site: str, kind: Kind = "standard", layer: int = 1) -> SAE:
+def of_site(site: str, kind: str = "standard", layer: int = 1) -> SAE:
     return random_sae(kind, 64, 80, f"blocks.{layer}.{site}")
 
 

@@ -28,6 +28,7 @@ from mechinterp.files import atomic_write
 from mechinterp.sae.architectures import SAE
 from mechinterp.sae.files import readers
 from mechinterp.sae.files.stored import Stored, convert
+from mechinterp.sae.kinds import KINDS
 
 _VERSION = "6.0.0"
 """Of SAELens: the format that is written."""
@@ -65,9 +66,9 @@ def save(sae: SAE, folder: str | Path, *, dtype: torch.dtype = torch.float32) ->
     >>> again, again.facts["tokens"]
     (SAE(topk, 4 -> 16, k=2, blocks.2.hook_mlp_out), 1000)
     """
-    if sae.kind == "batchtopk":
+    if KINDS[sae.kind].batchwise:
         raise ValueError(
-            "a batchtopk SAE is for training, its latents depend on the batch; make it a jumprelu with one threshold "
+            f"a {sae.kind} SAE is for training, its latents depend on the batch; make it a jumprelu with one threshold "
             "and save that"
         )
     if dtype not in (torch.float32, torch.float16):

@@ -19,10 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mechinterp.sae.architectures import Kind
 from mechinterp.sae.files.stored import Stored
+from mechinterp.sae.kinds import KINDS
 
-_SAVED: tuple[Kind, ...] = ("standard", "gated", "jumprelu", "topk")
 _FACTS = (
     "model_name",
     "model_class_name",
@@ -40,7 +39,7 @@ NO_DENSITY = 1e-10
 """SAELens adds it before it takes the logarithm."""
 
 _WEIGHTS = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
-_DICTIONARIES: dict[str, tuple[Kind, bool, dict[str, str]]] = {
+_DICTIONARIES: dict[str, tuple[str, bool, dict[str, str]]] = {
     "AutoEncoder": ("standard", True, _WEIGHTS | {"bias": "b_dec"}),
     "AutoEncoderNew": ("standard", False, _WEIGHTS | {"decoder.bias": "b_dec"}),
     "GatedAutoEncoder": (
@@ -83,11 +82,11 @@ def sae_lens(folder: Path) -> Stored:
         shape=shape,
         centred=bool(cfg.get("apply_b_dec_to_input", True)),
         scale=_sae_lens_scale(place, cfg, folder),
-        by_norm=kind == "topk" and bool(cfg.get("rescale_acts_by_decoder_norm", False)),
+        by_norm=KINDS[kind].takes_k and bool(cfg.get("rescale_acts_by_decoder_norm", False)),
     )
 
 
-def _sae_lens_kind(place: str, cfg: dict[str, Any]) -> tuple[Kind, int | None]:
+def _sae_lens_kind(place: str, cfg: dict[str, Any]) -> tuple[str, int | None]:
     kind = str(cfg.get("architecture") or "standard")
     activation = cfg.get("activation_fn") or cfg.get("activation_fn_str") or "relu"
     k = cfg.get("k", _part(place, cfg, "activation_fn_kwargs").get("k"))
@@ -102,10 +101,10 @@ def _sae_lens_kind(place: str, cfg: dict[str, Any]) -> tuple[Kind, int | None]:
             f"{place} is a training checkpoint of kind {kind}, whose latents depend on the batch; "
             "write it with SAELens' save_inference_model, which makes it a jumprelu"
         )
-    for known in _SAVED:
-        if kind == known:
-            return known, k if kind == "topk" else None
-    raise ValueError(f"{place} has the unknown architecture {kind!r}; known: {', '.join(_SAVED)}")
+    saved = [name for name, one in KINDS.items() if not one.batchwise]
+    if kind not in saved:
+        raise ValueError(f"{place} has the unknown architecture {kind!r}; known: {', '.join(saved)}")
+    return kind, k if KINDS[kind].takes_k else None
 
 
 def _sae_lens_scale(place: str, cfg: dict[str, Any], folder: Path) -> float | None:
@@ -183,7 +182,7 @@ def dictionary_learning(path: Path) -> Stored:
         place,
         kind,
         tensors,
-        k=(int(k) if k is not None else trainer.get("k")) if kind == "topk" else None,
+        k=(int(k) if k is not None else trainer.get("k")) if KINDS[kind].takes_k else None,
         facts=facts,
         shape=(_whole(place, trainer, "activation_dim"), _whole(place, trainer, "dict_size")),
         centred=centred,

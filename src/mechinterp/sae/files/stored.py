@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechinterp.sae.architectures import SAE, Kind, Params, tensor_shapes
+from mechinterp.sae.architectures import SAE, tensor_shapes
+from mechinterp.sae.kinds import KINDS, Params
 
 UNIT = 1e-3
 """How far norms of decoder rows may be from one: what rounding to float16 or a last optimiser step does."""
@@ -38,7 +39,7 @@ class Stored:
     """
 
     place: str
-    kind: Kind
+    kind: str
     tensors: dict[str, Tensor]
     k: int | None = None
     hook: str = ""
@@ -63,31 +64,32 @@ def convert(stored: Stored, *, scale: float | None = None, unit_norm: bool = Tru
         )
     if not isinstance(scale, int | float) or not 0 < scale < float("inf"):
         raise ValueError(f"scale must be a positive number, not {scale!r}")
-    if stored.kind == "topk" and (not isinstance(stored.k, int) or stored.k < 1):
-        raise ValueError(f"{stored.place} is a topk SAE and must say how many latents are active: k is {stored.k!r}")
+    kind = KINDS[stored.kind]
+    if kind.takes_k and (not isinstance(stored.k, int) or stored.k < 1):
+        raise ValueError(
+            f"{stored.place} is a {stored.kind} SAE and must say how many latents are active: k is {stored.k!r}"
+        )
     p = _checked(stored)
     if not stored.centred:
-        p = _centre(p)
+        p = kind.centre(p)
     if scale != 1:
-        p = {name: v if name in ("W_enc", "W_dec", "r_mag") else v / scale for name, v in p.items()}
+        p = {name: v / scale if name in kind.lengths else v for name, v in p.items()}
     norm = p["W_dec"].norm(dim=1)
     if stored.by_norm or (unit_norm and float((norm - 1).abs().max()) > UNIT):
-        if stored.kind == "topk" and not stored.by_norm:
+        if kind.takes_k and not stored.by_norm:
             raise ValueError(
-                f"{stored.place} is a topk SAE with decoder rows of norm {float(norm.min()):.3g} to "
+                f"{stored.place} is a {stored.kind} SAE with decoder rows of norm {float(norm.min()):.3g} to "
                 f"{float(norm.max()):.3g}: to make them unit would change which latents are the largest. Pass "
                 "unit_norm=False to load it as it is; its latents are then not in units of the activations"
             )
-        p = _fold_norms(p, norm)
-    if "threshold" in p:
-        p["threshold"] = p["threshold"].clamp(min=torch.finfo(torch.float32).tiny)
-    return SAE(stored.kind, p, k=stored.k, hook=stored.hook, facts=stored.facts)
+        p = kind.fold_norms(p, norm)
+    return SAE(stored.kind, kind.sound(p), k=stored.k, hook=stored.hook, facts=stored.facts)
 
 
 def _checked(stored: Stored) -> Params:
     """The tensors in float32, all there and sound."""
     found, place = stored.tensors, stored.place
-    bias = "b_gate" if stored.kind == "gated" else "b_enc"
+    bias = KINDS[stored.kind].own[0]
     missing = sorted(set(tensor_shapes(stored.kind, 1, 1)) - set(found))
     if missing:
         raise ValueError(f"{place} lacks {', '.join(missing)} of a {stored.kind} SAE; it has {', '.join(found) or '-'}")
@@ -106,17 +108,3 @@ def _checked(stored: Stored) -> Params:
         if not torch.isfinite(value).all():
             raise ValueError(f"{name} in {place} contains NaN or infinity; get the file again")
     return {name: found[name].float().contiguous() for name in expected}
-
-
-def _centre(p: Params) -> Params:
-    """For an encoder that read x: the biases with which it may read x - b_dec."""
-    shift = p["b_dec"] @ p["W_enc"]
-    if "b_gate" in p:
-        return p | {"b_gate": p["b_gate"] + shift, "b_mag": p["b_mag"] + p["r_mag"].exp() * shift}
-    return p | {"b_enc": p["b_enc"] + shift}
-
-
-def _fold_norms(p: Params, norm: Tensor) -> Params:
-    """Unit decoder rows, latents n times as large. A row of zeros stays, and its latent is silent."""
-    grown = {name: v if name in ("W_dec", "b_dec", "r_mag") else v * norm for name, v in p.items()}
-    return grown | {"W_dec": p["W_dec"] / torch.where(norm > 0, norm, 1.0)[:, None]}

@@ -21,6 +21,7 @@ from torch import Tensor
 from mechinterp.patching.checks import check_model, check_tokens
 from mechinterp.patching.engine import Cache, attention_scores, trace
 from mechinterp.sae.architectures import SAE
+from mechinterp.sae.kinds import KINDS
 from mechinterp.sae.latents.interventions import check_latents, check_sae
 
 Z = ("attn.hook_z",)
@@ -37,12 +38,11 @@ def encoder_map(
     >>> torch.allclose(x @ weight + constant, sae.pre(x), atol=1e-6)
     True
     """
-    p = sae.params
-    weight, bias = (p["W_enc"] * p["r_mag"].exp(), p["b_mag"]) if sae.kind == "gated" else (p["W_enc"], p["b_enc"])
+    weight, bias = KINDS[sae.kind].linear(sae.params)
     if latents is not None:
         check_latents(sae, latents)
         weight, bias = weight[:, latents], bias[latents]
-    return weight, bias - p["b_dec"] @ weight
+    return weight, bias - sae.b_dec @ weight
 
 
 def head_shares(sae: SAE, n_heads: int) -> Float[Tensor, "d_sae head"]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from mechinterp.patching.checks import Metric, check_model, check_tokens, measure
 from mechinterp.patching.engine import Window, finish, merge, pick, resume, trace, unembed
 from mechinterp.sae.architectures import SAE
+from mechinterp.sae.kinds import KINDS
 from mechinterp.sae.sites import activations, check_hooks, layer_of
 
 Edit = Callable[[Float[Tensor, "batch pos d_sae"]], Float[Tensor, "batch pos d_sae"]]
@@ -44,8 +45,8 @@ def check_sae(model: Any, sae: SAE, sites: Sequence[str] = SITES) -> int:
         raise ValueError(f"the SAE is on {sae.W_enc.device}, the model on {model.W_E.device}: use sae.to(device)")
     if not all(torch.isfinite(value.sum()) for value in sae.params.values()):
         raise ValueError(f"the weights of {sae!r} contain NaN or infinity")
-    if sae.kind == "batchtopk":
-        raise ValueError("latents of a batchtopk SAE depend on the whole batch; convert it to jumprelu for use")
+    if KINDS[sae.kind].batchwise:
+        raise ValueError(f"latents of a {sae.kind} SAE depend on the whole batch; convert it to jumprelu for use")
     return layer
 
 

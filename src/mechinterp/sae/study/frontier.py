@@ -1,14 +1,14 @@
 """Comparing SAEs at equal sparsity, and undoing shrinkage after the fact."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechinterp.sae.architectures import SAE
+from mechinterp.sae.architectures import SAE, same_function
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,7 @@ def rescale_and_shift(sae: SAE, x: Float[Tensor, "token d_in"], *, ridge: float 
     >>> bool((fitted(x) - x).square().mean() < (plain(x) - x).square().mean())
     True
     """
-    if sae.kind != "standard":
-        raise ValueError(f"expected a standard SAE, got {sae!r}")
+    gated = same_function(sae, "gated")
     f = sae.encode(x)
     live = (f > 0).any(0).nonzero()[:, 0]
     on = (f[:, live] > 0).double()
@@ -104,6 +103,5 @@ def rescale_and_shift(sae: SAE, x: Float[Tensor, "token d_in"], *, ridge: float 
     scale, shift = torch.linalg.solve(normal, target).float().chunk(2)
     rate, extra = torch.ones(sae.d_sae), torch.zeros(sae.d_sae)
     rate[live], extra[live] = scale.clamp(min=1e-3), shift
-    b_enc = sae.params["b_enc"]
-    params = {"W_enc": sae.W_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec, "b_gate": b_enc}
-    return SAE("gated", params | {"r_mag": rate.log(), "b_mag": rate * b_enc + extra}, hook=sae.hook, facts=sae.facts)
+    b_mag = rate * gated.params["b_mag"] + extra
+    return replace(gated, params=gated.params | {"r_mag": rate.log(), "b_mag": b_mag})

@@ -23,10 +23,9 @@ from tqdm.auto import tqdm
 
 from mechinterp.datasets.text import from_hub, generated_rows, packed_rows, sample
 from mechinterp.files import atomic_write
-from mechinterp.sae.architectures import SAE, Kind
+from mechinterp.sae.architectures import SAE
 from mechinterp.sae.files.formats import load as load_sae
 from mechinterp.sae.files.formats import save
-from mechinterp.sae.losses import Variant
 from mechinterp.sae.metrics import Name, Site, evaluate, site
 from mechinterp.sae.store import Store
 from mechinterp.sae.training import Config, Spec, Trained, train
@@ -44,7 +43,8 @@ class Plan:
     Attributes:
         model: name for `models.load`. `rows`, `length`: text for training. `batch`: activations a step.
         sites: where Gated and JumpReLU are compared. `attention`: where the attention SAEs live.
-        d_sae: latents; `d_sae_l1`: of the standard SAEs of the frontier, half as many again (arXiv:2404.16014).
+        d_sae: latents; `wider`: of the kinds that have others on the frontier (standard ones half as many again,
+            arXiv:2404.16014).
         sparsities: by kind, six levels from dense to sparse. `seeds`, `lr`: of the frontier.
         attention_l1, attention_lr, attention_rows: λ, learning rate and rows of text of the attention SAEs.
     """
@@ -56,8 +56,8 @@ class Plan:
     sites: tuple[str, ...]
     attention: tuple[str, ...]
     d_sae: int
-    d_sae_l1: int
-    sparsities: dict[Kind, tuple[float, ...]]
+    wider: dict[str, int]
+    sparsities: dict[str, tuple[float, ...]]
     seeds: tuple[int, ...]
     lr: float
     attention_l1: tuple[float, ...]
@@ -88,7 +88,7 @@ LAB = Plan(
     sites=("blocks.2.hook_mlp_out", "blocks.2.hook_resid_post"),
     attention=tuple(f"blocks.{layer}.attn.hook_z" for layer in range(5)),
     d_sae=1024,
-    d_sae_l1=1536,
+    wider={"standard": 1536},
     sparsities={
         "standard": (0.03, 0.05, 0.08, 0.13, 0.22, 0.4),
         "gated": (0.05, 0.08, 0.12, 0.18, 0.28, 0.45),
@@ -111,7 +111,7 @@ PAPER = replace(
     sites=("blocks.8.hook_mlp_out", "blocks.8.hook_resid_post"),
     attention=tuple(f"blocks.{layer}.attn.hook_z" for layer in range(12)),
     d_sae=24_576,
-    d_sae_l1=36_864,
+    wider={"standard": 36_864},
     lr=3e-4,
     attention_lr=1.2e-3,
     attention_l1=(1.8, 0.8, 1.0, 0.9, 1.1, 1.0, 1.1, 1.1, 1.3, 1.2, 1.3, 3.0),
@@ -119,7 +119,7 @@ PAPER = replace(
     config=Config(400_000 * 1023 // 4096, bandwidth=0.01),
 )
 PLANS: dict[ScaleName, Plan] = {"lab": LAB, "paper": PAPER}
-ABLATIONS: tuple[tuple[Kind, Variant], ...] = (
+ABLATIONS: tuple[tuple[str, str], ...] = (
     ("gated", "no auxiliary loss"),
     ("gated", "unfrozen decoder"),
     ("gated", "no r_mag"),
@@ -193,7 +193,7 @@ def sweep(name: str, scale: ScaleName) -> Sweep:
         return Sweep(tuple(specs), plan.config, plan.rows, plan.sites)
     site = mlp if name == "frontier mlp" else resid
     specs = [
-        Spec(kind, site, plan.d_sae_l1 if kind == "standard" else plan.d_sae, level, seed, plan.lr)
+        Spec(kind, site, plan.wider.get(kind, plan.d_sae), level, seed, plan.lr)
         for kind, levels in plan.sparsities.items()
         for level in levels
         for seed in plan.seeds

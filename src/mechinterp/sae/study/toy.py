@@ -141,10 +141,9 @@ def fit(mixture: Mixture, family: Family, threshold: float) -> Encoder:
         wanted, wanted_first = wanted + weight * share * k1, wanted_first + weight * share * k2
     if q < 1e-12:
         raise ValueError(f"nothing lies above the threshold {threshold}; lower it")
-    if family == "relu":
-        return Encoder(threshold, threshold, 1.0)
-    if family == "jumprelu":
-        return Encoder(threshold, 0.0, 1.0)
+    fixed = {"relu": threshold, "jumprelu": 0.0}
+    if family in fixed:
+        return Encoder(threshold, fixed[family], 1.0)
     if family == "rescaled relu":
         m = (wanted_first - t * wanted) / (second - 2 * t * first + t.square() * q)
         return Encoder(threshold, threshold, m.item())
