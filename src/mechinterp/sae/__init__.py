@@ -9,9 +9,10 @@ from mechinterp.sae.files.formats import load, save
 from mechinterp.sae.kinds import KINDS, Kind, Loss
 from mechinterp.sae.losses import loss
 from mechinterp.sae.metrics import Quality, Reconstruction, Site, evaluate, reconstruction, site
+from mechinterp.sae.settings import Config, Spec
 from mechinterp.sae.sites import activations, logits
 from mechinterp.sae.store import Given, Store
-from mechinterp.sae.training import Config, Spec, Trained, train
+from mechinterp.sae.training import Trained, train
 
 __all__ = [
     "KINDS",

@@ -8,7 +8,6 @@ moments stay in fp32.
 
 import contextlib
 import json
-import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -25,92 +24,12 @@ from tqdm.auto import tqdm
 
 from mechinterp.files import atomic_write
 from mechinterp.sae.architectures import SAE, initial, scale_input
-from mechinterp.sae.kinds import KINDS, kind_named
+from mechinterp.sae.kinds import KINDS
 from mechinterp.sae.losses import gradients, loss
+from mechinterp.sae.settings import Config, Spec
 from mechinterp.sae.store import Given, Store
 
 METRICS = ("loss", "l0", "fvu", "dead")
-
-
-@dataclass(frozen=True)
-class Spec:
-    """One SAE to train.
-
-    Attributes:
-        kind: see `kinds`. `hook`: where in the model. `d_sae`: latents.
-        sparsity: λ, for inputs of mean square norm one; for topk and batchtopk the k.
-        seed: of the initial weights. `lr`: Adam's learning rate.
-        variant: an ablation, one of the kind's `variants`.
-
-    Errors: `ValueError` for an unknown kind, a variant of another kind, or a k outside 1 … d_sae.
-    """
-
-    kind: str
-    hook: str
-    d_sae: int
-    sparsity: float
-    seed: int = 0
-    lr: float = 1e-3
-    variant: str = ""
-
-    def __post_init__(self) -> None:
-        if self.variant not in ("", *kind_named(self.kind).variants):
-            raise ValueError(f"{self.variant!r} is no variant of a {self.kind} SAE")
-        if self.k is not None and (self.k != self.sparsity or not 1 <= self.k <= self.d_sae):
-            raise ValueError(f"the sparsity of a {self.kind} SAE is its k, a whole number in 1..{self.d_sae}")
-        if self.sparsity < 0:
-            raise ValueError(f"sparsity must not be negative, got {self.sparsity}")
-
-    @property
-    def k(self) -> int | None:
-        """k of the kinds that take it, None for the others."""
-        return int(self.sparsity) if KINDS[self.kind].takes_k else None
-
-
-@dataclass(frozen=True)
-class Config:
-    """What all SAEs of a run share. Defaults are Gemma Scope's (arXiv:2408.05147, section 3), but for the length.
-
-    Attributes:
-        steps: batches. `betas`: Adam's.
-        lr_warmup: steps of the cosine from a tenth of the learning rate to all of it, at the start and after
-            every resampling. `cooldown`: share of the steps at the end with a linear way down to zero.
-        sparsity_warmup: steps in which λ rises linearly from zero.
-        bandwidth: ε of the jumprelu's kernel, for inputs of mean square norm one.
-        threshold_rate: learning rate of log thresholds over that of all else; short runs need more than one.
-        dead_after: tokens without firing after which a latent is dead, for the log and for AuxK.
-        resample_every: steps between two resamplings of dead latents of standard and gated SAEs; 0 for none.
-            `resamples`: how many.
-        log_every: steps between two entries of the log.
-    """
-
-    steps: int
-    betas: tuple[float, float] = (0.0, 0.999)
-    lr_warmup: int = 1000
-    cooldown: float = 0.0
-    sparsity_warmup: int = 10_000
-    bandwidth: float = 1e-3
-    threshold_rate: float = 1.0
-    dead_after: int = 10_000_000
-    resample_every: int = 0
-    resamples: int = 4
-    log_every: int = 50
-
-    def rate(self, step: int) -> float:
-        """Share of the learning rate at a step."""
-        since = step
-        if self.resample_every:
-            turns = min(step // self.resample_every, self.resamples)
-            since = step - turns * self.resample_every
-        warm = min(1.0, since / self.lr_warmup) if self.lr_warmup else 1.0
-        rate = 0.1 + 0.9 * (1 - math.cos(math.pi * warm)) / 2
-        left = (self.steps - step) / (self.cooldown * self.steps) if self.cooldown else 1.0
-        return rate * min(1.0, left)
-
-    def resamples_at(self, step: int) -> bool:
-        """Whether dead latents are resampled after a step."""
-        every = self.resample_every
-        return bool(every) and step % every == 0 and 0 < step // every <= self.resamples
 
 
 @dataclass(frozen=True)
@@ -298,10 +217,11 @@ def train(
         stacks.append(_Stack([specs[i] for i in group], store, d_in, device))
     del first
     adams = [s.optimiser(config) for s in stacks]
+    data = store.digest
     identity = {
         "specs": [asdict(spec) for spec in specs],
         "config": asdict(config),
-        "store": [store.digest, store.batch, store.seed],
+        "store": [data, store.batch, store.seed],
     }
     path = None if folder is None else folder / "checkpoint.safetensors"
     step = 0
@@ -338,7 +258,7 @@ def train(
     lost = [str(specs[i]) for i in range(len(specs)) if len(table) and not table[-1, :3, i].isfinite().all()]
     if lost:
         warnings.warn(f"{len(lost)} SAE(s) diverged, try a smaller learning rate: {'; '.join(lost)}", stacklevel=2)
-    facts = {"tokens": step * store.batch, "config": asdict(config), "data": store.digest}
+    facts = {"tokens": step * store.batch, "config": asdict(config), "data": data}
     saes = [sae for s in stacks for sae in s.saes(facts)]
     ordered = tuple(saes[i] for i in order.tolist())
     return Trained(tuple(specs), ordered, steps, {m: table[:, i] for i, m in enumerate(METRICS)})

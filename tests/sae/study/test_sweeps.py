@@ -71,6 +71,14 @@ def test_export_and_read_back(small: Path) -> None:
         sweeps.measured("attention", "lab").choose(kind="topk")
 
 
+def test_other_text_in_the_same_folder_is_read_again(small: Path) -> None:
+    before = sweeps.text_rows("lab", 4, str(small))
+    assert sweeps.text_rows("lab", 4, str(small)) is before
+    path = small / "train_0.txt"
+    path.write_text(path.read_text().replace("best", "tseb"))
+    assert not torch.equal(sweeps.text_rows("lab", 4, str(small)), before)
+
+
 def test_what_is_refused(small: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(ValueError, match="no sweep 'frontier' at scale 'lab'"):
         sweeps.sweep("frontier", "lab")

@@ -8,6 +8,7 @@ quality of each SAE on text that neither it nor the model has seen. Kill it and 
 """
 
 import argparse
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,8 +28,9 @@ from mechinterp.sae.architectures import SAE
 from mechinterp.sae.files.formats import load as load_sae
 from mechinterp.sae.files.formats import save
 from mechinterp.sae.metrics import Name, Site, evaluate, site
+from mechinterp.sae.settings import Config, Spec
 from mechinterp.sae.store import Store
-from mechinterp.sae.training import Config, Spec, Trained, train
+from mechinterp.sae.training import Trained, train
 
 ScaleName = str
 MEASURED = Path(__file__).with_name("measured")
@@ -201,17 +203,26 @@ def sweep(name: str, scale: ScaleName) -> Sweep:
     return Sweep(tuple(specs), plan.config, plan.rows, plan.sites)
 
 
-@lru_cache(maxsize=1)
 def text_rows(scale: ScaleName, n: int, text: str) -> Int[Tensor, "row pos"]:
     """Rows to train on: half real text, half generated documents at lab scale, as the lab model was trained.
+
+    The last ones are kept for the next sweep, as long as the files stay as they are.
 
     Args:
         text: a folder with files `train*.txt` or `train*.txt.xz`, or a dataset of the hub.
     """
+    found = hashlib.sha256()
+    for path in sorted(Path(text).glob("train*.txt*")) if Path(text).is_dir() else ():
+        found.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return _text_rows(scale, PLANS[scale].model, PLANS[scale].length, n, text, found.hexdigest())
+
+
+@lru_cache(maxsize=1)
+def _text_rows(scale: ScaleName, model: str, length: int, n: int, text: str, content: str) -> Tensor:
     from mechinterp.models import load_tokenizer
     from mechinterp.models.mixture import read_texts
 
-    length, tokenizer = PLANS[scale].length, load_tokenizer(PLANS[scale].model)
+    tokenizer = load_tokenizer(model)
     if not Path(text).is_dir():
         return packed_rows(tokenizer, from_hub(text, documents=n), n, length)
     generated = n // 2 if scale == "lab" else 0
