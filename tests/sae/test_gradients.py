@@ -6,19 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mechinterp.sae.architectures import tensor_shapes
-from mechinterp.sae.gradients import gradients
-from mechinterp.sae.losses import VARIANTS, loss
+from mechinterp.sae import KINDS, tensor_shapes
+from mechinterp.sae.losses import gradients, loss
 
-CASES = [
-    *((kind, "") for kind in ("standard", "gated", "jumprelu", "topk", "batchtopk")),
-    *((kind, variant) for variant, kind in VARIANTS.items() if kind),
-]
+CASES = [(name, variant) for name, kind in KINDS.items() for variant in ("", *kind.variants)]
 
 
 def stack(kind: str, n: int, d_in: int, d_sae: int, seed: int) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(seed)
-    shapes = tensor_shapes(kind, d_in, d_sae)  # type: ignore[arg-type]
+    shapes = tensor_shapes(kind, d_in, d_sae)
     params = {name: torch.randn(n, *shape, generator=g, dtype=torch.float64) / 2 for name, shape in shapes.items()}
     if "threshold" in params:
         params["log_threshold"] = (params.pop("threshold").abs() + 0.1).log()
@@ -35,10 +31,10 @@ def test_gradients_are_those_of_autograd(kind: str, variant: str, seed: int, n: 
     sparsity = torch.rand(n, generator=g, dtype=torch.float64)
     options = {"k": 3, "bandwidth": 0.7, "variant": variant}
     leaves = {name: value.clone().requires_grad_(True) for name, value in params.items()}
-    slow = loss(kind, leaves, x, sparsity, **options)  # type: ignore[arg-type]
+    slow = loss(kind, leaves, x, sparsity, **options)
     slow.total.sum().backward()
     before = {name: value.clone() for name, value in params.items()}
-    fast = gradients(kind, params, x, sparsity, value=True, **options)  # type: ignore[arg-type]
+    fast = gradients(kind, params, x, sparsity, value=True, **options)
     assert fast.penalty is not None
     torch.testing.assert_close(fast.f, slow.f)
     torch.testing.assert_close(fast.error, slow.error)
@@ -47,7 +43,7 @@ def test_gradients_are_those_of_autograd(kind: str, variant: str, seed: int, n: 
     for name, grad in fast.grads.items():
         torch.testing.assert_close(grad, leaves[name].grad, rtol=1e-9, atol=1e-12)
     assert all(torch.equal(params[name], before[name]) for name in params), "parameters stay as they are"
-    quiet = gradients(kind, params, x, sparsity, **options)  # type: ignore[arg-type]
+    quiet = gradients(kind, params, x, sparsity, **options)
     assert quiet.penalty is None
     assert all(torch.equal(quiet.grads[name], fast.grads[name]) for name in fast.grads)
 
@@ -59,7 +55,7 @@ def test_a_latent_that_is_off_everywhere_gets_nothing_from_the_reconstruction(ki
         if name in params:
             params[name][:, 2] = -100
     x = torch.randn(6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = gradients(kind, params, x, torch.ones(1, dtype=torch.float64), k=8, bandwidth=0.1)  # type: ignore[arg-type]
+    found = gradients(kind, params, x, torch.ones(1, dtype=torch.float64), k=8, bandwidth=0.1)
     assert (found.f[..., 2] == 0).all()
     assert (found.grads["W_dec"][:, 2] == 0).all()
     assert (found.grads["W_enc"][..., 2] == 0).all()

@@ -1,7 +1,9 @@
 """The store against activations collected by hand, its resuming, and what it refuses."""
 
 import errno
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mechinterp.models import load
-from mechinterp.sae import sites
-from mechinterp.sae.store import Given, Store, geometric_median
+from mechinterp.sae import site, sites
+from mechinterp.sae.store import Given, Store, geometric_median, skipped
 
 HOOKS = ("blocks.1.attn.hook_z", "blocks.2.hook_mlp_out", "blocks.2.hook_resid_post", "blocks.3.hook_resid_pre")
 
@@ -81,6 +83,98 @@ def test_a_store_goes_on_from_anywhere_and_from_its_cache(model: Any, rows: Tens
             torch.testing.assert_close(next(later), one, atol=0, rtol=0)
     assert len(list(tmp_path.iterdir())) == 3
     torch.testing.assert_close(next(plain.batches()), next(cached.batches()), atol=2e-2, rtol=1e-3)
+
+
+@pytest.fixture
+def other() -> Any:
+    """A model that may be edited."""
+    return load("lab")
+
+
+EDITS: dict[str, Any] = {
+    "one weight deep in an MLP": lambda w: w[700, 31].add_(1e-3),
+    "rows exchanged, all sums equal": lambda w: w.copy_(w.flip(0)),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS.keys())
+def test_a_store_notices_every_change_of_the_weights(other: Any, rows: Tensor, tmp_path: Path, edit: Any) -> None:
+    store = Store(other, rows, HOOKS[1:2], batch=10, cache=tmp_path)
+    before, digest = next(store.batches())[HOOKS[1]], store.digest
+    with torch.no_grad():
+        edit(other.blocks[2].mlp.W_out)
+    assert store.digest != digest
+    after = next(store.batches())[HOOKS[1]]
+    assert not torch.equal(after, before)
+    fresh = next(Store(other, rows, HOOKS[1:2], batch=10).batches())[HOOKS[1]]
+    torch.testing.assert_close(after, fresh, atol=2e-2, rtol=1e-3)
+
+
+def test_a_new_store_notices_what_went_past_autograd(other: Any, rows: Tensor) -> None:
+    digest = Store(other, rows, HOOKS[1:2], batch=10).digest
+    other.blocks[1].mlp.W_in.data[5, 900] += 1e-3
+    assert Store(other, rows, HOOKS[1:2], batch=10).digest != digest
+
+
+def test_the_digest_is_made_of_all_that_makes_a_block(other: Any, rows: Tensor, tmp_path: Path) -> None:
+    store = Store(other, rows, HOOKS[:2], batch=10, block=2)
+    turned = rows.clone()
+    turned[0, [3, 4]] = rows[0, [4, 3]]
+    found = [
+        store.digest,
+        replace(store, rows=turned).digest,
+        replace(store, hooks=HOOKS[1:3]).digest,
+        replace(store, block=3).digest,
+        replace(store, skip=(0, 7)).digest,
+        replace(store, cache=tmp_path).digest,
+    ]
+    eps, other.cfg.eps = other.cfg.eps, 1e-3
+    found.append(replace(store).digest)
+    other.cfg.eps = eps
+    other.register_buffer("mask", torch.ones(2))
+    found.append(replace(store).digest)
+    assert len(set(found)) == len(found)
+    assert Store(load("lab"), rows, HOOKS[:2], batch=3, block=2, seed=5).digest == found[0], "and of nothing else"
+    assert Store(load("lab"), rows, HOOKS[:2], batch=3, block=2, skip=(0,)).digest == found[0]
+
+
+def test_given_activations_are_told_apart_by_every_value() -> None:
+    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    swapped = x.clone()
+    swapped[4, [1, 2]] = x[4, [2, 1]]
+    digests = {Given({hook: y}, batch=5).digest for hook in ("a", "b") for y in (x, swapped, x.double(), x[:19])}
+    assert len(digests) == 8
+    assert Given({"a": x.clone()}, batch=10).digest in digests
+
+
+def test_activations_beyond_half_precision_are_not_cached(other: Any, rows: Tensor, tmp_path: Path) -> None:
+    with torch.no_grad():
+        other.blocks[2].mlp.b_out[3] = 1e5
+    assert next(Store(other, rows, HOOKS[1:2], batch=10).batches())[HOOKS[1]].abs().max() > 9e4
+    with pytest.raises(ValueError, match=r"reach 1e\+05, and the cache's fp16 ends at 65504; use no cache"):
+        next(Store(other, rows, HOOKS[1:2], batch=10, cache=tmp_path).batches())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("bos", "skip", "left_out"), [(7, None, {7}), (None, None, set()), (7, (0, 5), {0, 5}), (7, (), set())]
+)
+def test_the_tokenizers_own_bos_is_left_out(
+    other: Any, rows: Tensor, bos: int | None, skip: tuple[int, ...] | None, left_out: set[int]
+) -> None:
+    other.tokenizer = SimpleNamespace(bos_token_id=bos)
+    rows = rows.clone()
+    rows[:, 3], rows[:, 4] = 7, 5
+    kept = sum(int(t) not in left_out for t in rows.flatten())
+    assert skipped(other, skip) == tuple(sorted(left_out))
+    store = Store(other, rows, HOOKS[:1], batch=1, skip=skip)
+    assert len(store) == kept
+    assert len(store.compute(0)[HOOKS[0]]) == kept
+    assert site(other, rows, HOOKS[0], skip=skip).counted.sum() == kept
+
+
+def test_rows_without_bos_are_all_kept(model: Any, rows: Tensor) -> None:
+    assert len(Store(model, rows.clamp(min=1), HOOKS[:1], batch=1)) == rows.numel()
 
 
 def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from mechinterp.sae import SAE
 from mechinterp.sae.metrics import reconstruction
+from mechinterp.sae.settings import Config, Spec
 from mechinterp.sae.store import Given
-from mechinterp.sae.synthetic import recovery, sample, truth
-from mechinterp.sae.training import Config, Spec, train
+from mechinterp.sae.study.synthetic import recovery, sample, truth
+from mechinterp.sae.training import train
 
 TRUTH = truth(32, 24, active=2.0, seed=0)
 CONFIG = Config(

@@ -1,17 +1,18 @@
-"""Sparse autoencoders: architectures, training, measures, attribution and file formats.
+"""Sparse autoencoders: architectures, training, measures.
 
-What only some readers need is in modules of its own: `attribution`, `interventions`, `features` and `dashboard` for
-what latents do, `synthetic` and `toy` for known truths, `scorer` for blind studies, `frontier` and `sweeps` for
-comparisons.
+Three rooms hold the rest: `files` the formats on disk, `latents` what latents do in a model and what they are about,
+`study` sweeps, comparisons and data whose features are known.
 """
 
-from mechinterp.sae.architectures import KINDS, SAE, Kind, gated_to_jumprelu, initial, scale_input, tensor_shapes
-from mechinterp.sae.formats import load, save
-from mechinterp.sae.losses import Loss, loss
+from mechinterp.sae.architectures import SAE, gated_to_jumprelu, initial, same_function, scale_input, tensor_shapes
+from mechinterp.sae.files.formats import load, save
+from mechinterp.sae.kinds import KINDS, Kind, Loss
+from mechinterp.sae.losses import loss
 from mechinterp.sae.metrics import Quality, Reconstruction, Site, evaluate, reconstruction, site
+from mechinterp.sae.settings import Config, Spec
 from mechinterp.sae.sites import activations, logits
 from mechinterp.sae.store import Given, Store
-from mechinterp.sae.training import Config, Spec, Trained, train
+from mechinterp.sae.training import Trained, train
 
 __all__ = [
     "KINDS",
@@ -34,6 +35,7 @@ __all__ = [
     "logits",
     "loss",
     "reconstruction",
+    "same_function",
     "save",
     "scale_input",
     "site",

@@ -1,51 +1,32 @@
-"""Sparse autoencoders: four encoders, one decoder.
+"""Sparse autoencoders: an encoder of some kind, one decoder.
 
 An input x [d_in] is centred, encoded into d_sae latents, most of them zero, and decoded:
 
     pre = (x - b_dec) W_enc + b_enc        f = activation(pre)        x̂ = f W_dec + b_dec
 
-| kind | activation | source |
-|---|---|---|
-| standard | relu(pre) | Bricken et al. 2023 |
-| gated | relu(exp(r_mag) pre + b_mag) where pre + b_gate > 0 (no b_enc) | arXiv:2404.16014, section 3 |
-| jumprelu | pre where pre > threshold | arXiv:2407.14435, equation 1 |
-| topk | relu of the k largest pre of a token | arXiv:2406.04093, section 2.3 |
-| batchtopk | relu of the batch · k largest pre of a batch; once trained it is a jumprelu | arXiv:2412.06410 |
-
-The decoder's rows have unit norm, so that f is in the units of x. Tensors have the names and the orientation that
-SAELens writes to disk.
+The activations are in `kinds`. The decoder's rows have unit norm, so that f is in the units of x. Tensors have the
+names and the orientation that SAELens writes to disk.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Kind = Literal["standard", "gated", "jumprelu", "topk", "batchtopk"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-Params = dict[str, Tensor]
-
-_OWN = {
-    "standard": ("b_enc",),
-    "gated": ("b_gate", "b_mag", "r_mag"),
-    "jumprelu": ("b_enc", "threshold"),
-    "topk": ("b_enc",),
-    "batchtopk": ("b_enc",),
-}
+from mechinterp.sae.kinds import KINDS, Params, kind_named
 
 
-def tensor_shapes(kind: Kind, d_in: int, d_sae: int) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(kind: str, d_in: int, d_sae: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors of an SAE.
+
+    Errors: `ValueError` for an unknown kind.
 
     >>> tensor_shapes("jumprelu", 4, 16)["threshold"]
     (16,)
     """
-    if kind not in KINDS:
-        raise ValueError(f"unknown kind of SAE {kind!r}; choose one of {', '.join(KINDS)}")
-    shared = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
-    return shared | {name: (d_sae,) for name in _OWN[kind]}
+    return kind_named(kind).shapes(d_in, d_sae)
 
 
 @dataclass(frozen=True)
@@ -53,8 +34,8 @@ class SAE:
     """A sparse autoencoder, ready for use, in the units of the activations it was trained on.
 
     Attributes:
-        kind: which activation. `params`: its tensors, see `tensor_shapes`.
-        k: active latents a token, for topk.
+        kind: which activation, one of `KINDS`. `params`: its tensors, see `tensor_shapes`.
+        k: active latents a token, for kinds that take it.
         hook: where it belongs in a model, such as `blocks.2.attn.hook_z` (heads concatenated).
         facts: how it came about, kept in its file.
 
@@ -67,7 +48,7 @@ class SAE:
     (torch.Size([3, 16]), torch.Size([3, 4]))
     """
 
-    kind: Kind
+    kind: str
     params: Params
     k: int | None = None
     hook: str = ""
@@ -82,10 +63,10 @@ class SAE:
             turned = found.get("W_dec") == expected["W_enc"] and self.d_in != self.d_sae
             hint = "; W_enc is [d_in, d_sae], W_dec [d_sae, d_in]: is one of them transposed?" if turned else ""
             raise ValueError(f"a {self.kind} SAE needs tensors {expected}, got {found}{hint}")
-        if self.kind == "jumprelu" and not (self.params["threshold"] > 0).all():
-            raise ValueError("thresholds of a jumprelu SAE must be positive")
-        if (self.kind in ("topk", "batchtopk")) != (self.k is not None):
-            raise ValueError(f"k belongs to topk and batchtopk: kind {self.kind}, k {self.k}")
+        KINDS[self.kind].check(self.params)
+        if KINDS[self.kind].takes_k != (self.k is not None):
+            takers = " and ".join(name for name, kind in KINDS.items() if kind.takes_k)
+            raise ValueError(f"k belongs to {takers}: kind {self.kind}, k {self.k}")
         if self.k is not None and not 1 <= self.k <= self.d_sae:
             raise ValueError(f"k must lie in 1..{self.d_sae}, not {self.k}")
 
@@ -116,7 +97,7 @@ class SAE:
 
     def pre(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_sae"]:
         """Pre-activations; of a gated SAE those of its magnitudes."""
-        return pre_activations(self.kind, self.params, x)
+        return KINDS[self.kind].pre(self.params, x)
 
     def encode(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_sae"]:
         """Latents of activations.
@@ -125,21 +106,7 @@ class SAE:
         """
         if x.shape[-1] != self.d_in:
             raise ValueError(f"this SAE reads activations of width {self.d_in}, got {tuple(x.shape)}")
-        p = self.params
-        if self.kind == "gated":
-            inner = (x - p["b_dec"]) @ p["W_enc"]
-            magnitude = (inner * p["r_mag"].exp() + p["b_mag"]).relu()
-            return torch.where(inner + p["b_gate"] > 0, magnitude, 0.0)
-        pre = self.pre(x)
-        if self.kind == "jumprelu":
-            return torch.where(pre > p["threshold"], pre, 0.0)
-        if self.kind == "topk":
-            assert self.k is not None
-            return keep_largest(pre.relu(), self.k)
-        if self.kind == "batchtopk":
-            assert self.k is not None
-            return keep_largest_of_batch(pre.relu(), self.k)
-        return pre.relu()
+        return KINDS[self.kind].encode(self.params, x, self.k)
 
     def decode(self, f: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_in"]:
         """Activations of latents."""
@@ -157,28 +124,20 @@ class SAE:
         return f"SAE({self.kind}, {self.d_in} -> {self.d_sae}{f', k={self.k}' if self.k else ''}, {self.hook or '?'})"
 
 
-def pre_activations(kind: Kind, params: Params, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_sae"]:
-    """(x - b_dec) W_enc + b_enc; of a gated SAE the pre-activation of its magnitudes."""
-    inner = (x - params["b_dec"]) @ params["W_enc"]
-    if kind == "gated":
-        return inner * params["r_mag"].exp() + params["b_mag"]
-    return inner + params["b_enc"]
+def same_function(sae: SAE, kind: str) -> SAE:
+    """An SAE written as one of another kind of which its own is a special case.
 
+    Errors: `ValueError` naming the kinds for which that is so.
 
-def keep_largest(f: Float[Tensor, "... d_sae"], k: int) -> Float[Tensor, "... d_sae"]:
-    """The k largest entries of every row, zeros elsewhere.
-
-    >>> keep_largest(torch.tensor([3.0, 1.0, 2.0]), 2)
-    tensor([3., 0., 2.])
+    >>> sae = SAE("standard", initial("standard", 4, 16, seed=0))
+    >>> same_function(sae, "gated")
+    SAE(gated, 4 -> 16, ?)
     """
-    top = f.topk(k, dim=-1, sorted=False)
-    return torch.zeros_like(f).scatter_(-1, top.indices, top.values)
-
-
-def keep_largest_of_batch(f: Float[Tensor, "... token d_sae"], k: int) -> Float[Tensor, "... token d_sae"]:
-    """The k · tokens largest entries of all rows together, zeros elsewhere."""
-    flat = f.flatten(-2)
-    return keep_largest(flat, k * f.shape[-2]).view_as(f)
+    forms = KINDS[sae.kind].forms()
+    if kind not in forms:
+        others = " or ".join(name for name, other in KINDS.items() if kind in other.forms())
+        raise ValueError(f"expected a {others} SAE, got {sae!r}")
+    return replace(sae, kind=kind, params=forms[kind](sae.params))
 
 
 def gated_to_jumprelu(sae: SAE) -> SAE:
@@ -189,14 +148,7 @@ def gated_to_jumprelu(sae: SAE) -> SAE:
     >>> torch.allclose(gated_to_jumprelu(sae).encode(x), sae.encode(x), atol=1e-6)
     True
     """
-    if sae.kind != "gated":
-        raise ValueError(f"expected a gated SAE, got {sae!r}")
-    p, rate = sae.params, sae.params["r_mag"].exp()
-    smallest = torch.finfo(p["W_enc"].dtype).tiny
-    threshold = (p["b_mag"] - rate * p["b_gate"]).clamp(min=smallest)
-    same = {"W_dec": p["W_dec"], "b_dec": p["b_dec"]}
-    params = same | {"W_enc": p["W_enc"] * rate, "b_enc": p["b_mag"], "threshold": threshold}
-    return replace(sae, kind="jumprelu", params=params)
+    return same_function(sae, "jumprelu")
 
 
 def scale_input(sae: SAE, c: float) -> SAE:
@@ -204,24 +156,20 @@ def scale_input(sae: SAE, c: float) -> SAE:
 
     Training uses inputs of mean square norm one; this folds the scale away (arXiv:2408.05147, appendix B).
     """
-    stretched = ("b_enc", "b_gate", "b_mag", "b_dec", "threshold")
-    return replace(sae, params={n: v * c if n in stretched else v for n, v in sae.params.items()})
+    lengths = KINDS[sae.kind].lengths
+    return replace(sae, params={n: v * c if n in lengths else v for n, v in sae.params.items()})
 
 
-def initial(kind: Kind, d_in: int, d_sae: int, *, seed: int, threshold: float = 1e-3) -> Params:
+def initial(kind: str, d_in: int, d_sae: int, *, seed: int, threshold: float = 1e-3) -> Params:
     """Fresh weights: random unit decoder rows, the encoder their transpose, biases zero.
 
     Errors: `ValueError` for a dictionary smaller than the input.
     """
-    shapes = tensor_shapes(kind, d_in, d_sae)
+    own = kind_named(kind).fresh(d_sae, threshold)
     if d_sae < d_in:
         raise ValueError(f"a dictionary of {d_sae} latents is smaller than its input, {d_in}; make d_sae larger")
     generator = torch.Generator().manual_seed(seed)
     # He-uniform rows made unit: the bound does not matter.
     rows = torch.rand(d_sae, d_in, generator=generator) * 2 - 1
     W_dec = rows / rows.norm(dim=1, keepdim=True)
-    params = {name: torch.zeros(shape) for name, shape in shapes.items()}
-    params |= {"W_dec": W_dec, "W_enc": W_dec.T.contiguous()}
-    if kind == "jumprelu":
-        params["threshold"] = torch.full((d_sae,), threshold)
-    return params
+    return {"W_enc": W_dec.T.contiguous(), "W_dec": W_dec, "b_dec": torch.zeros(d_in)} | own

@@ -1,7 +1,7 @@
 """What an SAE is worth: sparsity, reconstruction, shrinkage, and what it costs the model.
 
 All numbers are ratios of sums over tokens, so they are kept as sums by row of text: intervals come from drawing
-rows again, since tokens of one row are not independent. Tokens in `skip` (BOS) are neither replaced nor counted.
+rows again, since tokens of one row are not independent. Tokens to skip (BOS) are neither replaced nor counted.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mechinterp.sae.architectures import SAE
 from mechinterp.sae.sites import activations, logits
+from mechinterp.sae.store import skipped
 from mechinterp.stats import bootstrap
 
 Baseline = Literal["zero", "mean"]
@@ -109,15 +110,18 @@ def next_token_loss(
 
 @torch.no_grad()
 def site(
-    model: object, tokens: Int[Tensor, "row pos"], hook: str, *, skip: Sequence[int] = (0,), batch_size: int = 16
+    model: object, tokens: Int[Tensor, "row pos"], hook: str, *, skip: Sequence[int] | None = None, batch_size: int = 16
 ) -> Site:
     """Activations and losses of a model at a hook; three passes.
+
+    Args:
+        skip: token ids that do not count; None for the BOS token of the model's tokenizer, if there is one.
 
     Errors: `ValueError` for an unknown hook, activations or logits that are not finite, or no token that counts.
     """
     x = activations(model, tokens, [hook], batch_size=batch_size)[hook]
     tokens = tokens.to(x.device)
-    counted = ~torch.isin(tokens, torch.tensor(list(skip), dtype=tokens.dtype, device=tokens.device))
+    counted = ~torch.isin(tokens, torch.tensor(skipped(model, skip), dtype=tokens.dtype, device=tokens.device))
     if not counted[:, 1:].any():
         raise ValueError("no token counts: all of them are in skip")
     centre = x[counted].mean(0)

@@ -7,7 +7,7 @@ block that was computed once can be kept on disk.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,48 @@ def geometric_median(x: Float[Tensor, "token d_in"], *, steps: int = 30) -> Floa
         weight = 1 / (x - median).norm(dim=1).clamp(min=1e-8)
         median = weight @ x / weight.sum()
     return median
+
+
+def skipped(model: Any, skip: Sequence[int] | None) -> tuple[int, ...]:
+    """Token ids that do not count: `skip`, by default the BOS token of the model's tokenizer, if it has one.
+
+    Activations at BOS have another scale than all others.
+
+    >>> from mechinterp.models import load
+    >>> skipped(load("lab"), None), skipped(load("lab"), [3, 5]), skipped(object(), None)
+    ((0,), (3, 5), ())
+    """
+    if skip is not None:
+        return tuple(skip)
+    bos = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
+    return () if bos is None else (int(bos),)
+
+
+def content(x: Tensor) -> bytes:
+    """SHA-256 of a tensor: its type, shape and every byte."""
+    found = hashlib.sha256(f"{x.dtype} {tuple(x.shape)}".encode())
+    found.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.digest()
+
+
+def model_content(model: Any) -> bytes:
+    """SHA-256 of all that makes a model's activations: every parameter and buffer, and the settings that are not one.
+
+    Settings are the numbers and switches of its config and the names of its functions.
+    """
+    cfg = vars(model.cfg)
+    named = ("act_fn", "architecture", "normalization_type", "positional_embedding_type")
+    settings = {n: v for n, v in cfg.items() if isinstance(v, int | float)} | {n: str(cfg.get(n)) for n in named}
+    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        found.update(name.encode() + content(value))
+    return found.digest()
+
+
+def _version(model: Any) -> tuple[tuple[int, int], ...]:
+    """What changes, without looking at the weights, when some are trained, edited in place or replaced."""
+    weights = (*model.parameters(), *model.buffers())
+    return tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
 
 
 class _Shuffled:
@@ -114,11 +156,15 @@ class Store(_Shuffled):
         model: any `TransformerBridge`. `rows`: tokens [row pos]. `hooks`: where, several in one pass.
         batch: activations in a batch. `block`: rows that are shuffled together; memory is
             2 · block · positions · Σ d_in floats. A tail smaller than a batch is dropped from every block.
-        skip: token ids whose activations are left out; the BOS token's have another scale than all others.
-        cache: folder for blocks, in fp16; a block that is there is not computed again.
+        skip: token ids whose activations are left out; None for the BOS token of the model's tokenizer, if there is
+            one (see `skipped`).
+        cache: folder for blocks; one that is there is not computed again. They are kept in fp16, so that every number
+            is rounded by up to 0.05 %, and what is below 6e-8 to zero. A file's name is made of all that makes its
+            content: weights, text, hooks, `block`, `skip`. Weights that are changed through `.data` are noticed by a
+            new store only.
 
     Errors: `ValueError` for an unknown hook, rows that are not [row pos] or do not fill one batch, and, when
-        they are met, activations that are not finite or do not vary.
+        they are met, activations that are not finite or do not vary, or are too large for the cache's fp16.
 
     >>> from mechinterp.models import load
     >>> rows = torch.randint(1, 8192, (4, 64))
@@ -133,9 +179,10 @@ class Store(_Shuffled):
     batch: int = 4096
     block: int = 512
     seed: int = 0
-    skip: tuple[int, ...] = (0,)
+    skip: tuple[int, ...] | None = None
     cache: Path | None = None
-    _held: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _held: dict[Any, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _digests: dict[Any, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_hooks(self.model, self.hooks)
@@ -158,14 +205,16 @@ class Store(_Shuffled):
         return [int(self._kept(rows).sum()) // self.batch for rows in self.rows.split(self.block)]
 
     def _kept(self, rows: Tensor) -> Bool[Tensor, "row pos"]:
-        return ~torch.isin(rows, torch.tensor(self.skip, dtype=rows.dtype, device=rows.device))
+        skip = torch.tensor(skipped(self.model, self.skip), dtype=rows.dtype, device=rows.device)
+        return ~torch.isin(rows, skip)
 
     def compute(self, index: int) -> dict[str, Float[Tensor, "token d_in"]]:
         """The activations of one block of rows, in the order of the text; the last one that was asked for is kept."""
-        if index not in self._held:
+        key = index, _version(self.model)
+        if key not in self._held:
             self._held.clear()
-            self._held[index] = self._computed(index)
-        return self._held[index]
+            self._held[key] = self._computed(index)
+        return self._held[key]
 
     def _computed(self, index: int) -> dict[str, Float[Tensor, "token d_in"]]:
         """A block from the cache if it is there."""
@@ -178,17 +227,33 @@ class Store(_Shuffled):
         block = {hook: x[kept] for hook, x in activations(self.model, rows, self.hooks).items()}
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            block = {hook: x.half().contiguous() for hook, x in block.items()}
+            block = {hook: _half(hook, x) for hook, x in block.items()}
             atomic_write(path, safetensors.torch.save({hook: x.cpu() for hook, x in block.items()}))
         return block
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """A name for the model's weights (by two sums), the text, the hooks and the block size."""
-        weights = [float(w.double().sum()) for w in (self.model.W_E, self.model.W_O)]
-        facts = json.dumps([weights, list(self.hooks), self.block, list(self.skip), list(self.rows.shape)])
-        text = self.rows.cpu().contiguous().numpy().tobytes()
-        return hashlib.sha256(text + facts.encode()).hexdigest()[:16]
+        """A name for all that makes the activations: the model, the text, the hooks, block size, skip and precision.
+
+        Every byte of the weights counts; they are read again when they have changed.
+        """
+        version = _version(self.model)
+        if version not in self._digests:
+            dtype = "float32" if self.cache is None else "float16"
+            facts = json.dumps([list(self.hooks), self.block, skipped(self.model, self.skip), dtype])
+            parts = model_content(self.model) + content(self.rows) + facts.encode()
+            self._digests.clear()
+            self._digests[version] = hashlib.sha256(parts).hexdigest()[:16]
+        return self._digests[version]
+
+
+def _half(hook: str, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_in"]:
+    half = x.half().contiguous()
+    if not torch.isfinite(half).all():
+        raise ValueError(
+            f"activations at {hook} reach {float(x.abs().max()):.3g}, and the cache's fp16 ends at 65504; use no cache"
+        )
+    return half
 
 
 @dataclass(frozen=True)
@@ -228,6 +293,6 @@ class Given(_Shuffled):
 
     @property
     def digest(self) -> str:
-        """Names the activations by their shapes and sums."""
-        facts = [[hook, list(x.shape), float(x.sum(-1).double().sum())] for hook, x in self.x.items()]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        """A name for the activations: every byte counts."""
+        parts = [hook.encode() + content(x) for hook, x in self.x.items()]
+        return hashlib.sha256(b"".join(parts)).hexdigest()[:16]

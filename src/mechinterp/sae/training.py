@@ -8,7 +8,6 @@ moments stay in fp32.
 
 import contextlib
 import json
-import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,94 +23,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mechinterp.files import atomic_write
-from mechinterp.sae.architectures import SAE, Kind, initial, scale_input, tensor_shapes
-from mechinterp.sae.gradients import gradients
-from mechinterp.sae.losses import VARIANTS, Variant, loss
+from mechinterp.sae.architectures import SAE, initial, scale_input
+from mechinterp.sae.kinds import KINDS
+from mechinterp.sae.losses import gradients, loss
+from mechinterp.sae.settings import Config, Spec
 from mechinterp.sae.store import Given, Store
 
 METRICS = ("loss", "l0", "fvu", "dead")
-
-
-@dataclass(frozen=True)
-class Spec:
-    """One SAE to train.
-
-    Attributes:
-        kind: see `architectures`. `hook`: where in the model. `d_sae`: latents.
-        sparsity: λ, for inputs of mean square norm one; for topk and batchtopk the k.
-        seed: of the initial weights. `lr`: Adam's learning rate.
-        variant: an ablation, see `losses.VARIANTS`.
-
-    Errors: `ValueError` for an unknown kind, a variant of another kind, or a k outside 1 … d_sae.
-    """
-
-    kind: Kind
-    hook: str
-    d_sae: int
-    sparsity: float
-    seed: int = 0
-    lr: float = 1e-3
-    variant: Variant = ""
-
-    def __post_init__(self) -> None:
-        tensor_shapes(self.kind, 1, self.d_sae)
-        if self.variant not in VARIANTS or VARIANTS[self.variant] not in (None, self.kind):
-            raise ValueError(f"{self.variant!r} is no variant of a {self.kind} SAE")
-        if self.k is not None and (self.k != self.sparsity or not 1 <= self.k <= self.d_sae):
-            raise ValueError(f"the sparsity of a {self.kind} SAE is its k, a whole number in 1..{self.d_sae}")
-        if self.sparsity < 0:
-            raise ValueError(f"sparsity must not be negative, got {self.sparsity}")
-
-    @property
-    def k(self) -> int | None:
-        """k of topk and batchtopk, None for the others."""
-        return int(self.sparsity) if self.kind in ("topk", "batchtopk") else None
-
-
-@dataclass(frozen=True)
-class Config:
-    """What all SAEs of a run share. Defaults are Gemma Scope's (arXiv:2408.05147, section 3), but for the length.
-
-    Attributes:
-        steps: batches. `betas`: Adam's.
-        lr_warmup: steps of the cosine from a tenth of the learning rate to all of it, at the start and after
-            every resampling. `cooldown`: share of the steps at the end with a linear way down to zero.
-        sparsity_warmup: steps in which λ rises linearly from zero.
-        bandwidth: ε of the jumprelu's kernel, for inputs of mean square norm one.
-        threshold_rate: learning rate of log thresholds over that of all else; short runs need more than one.
-        dead_after: tokens without firing after which a latent is dead, for the log and for AuxK.
-        resample_every: steps between two resamplings of dead latents of standard and gated SAEs; 0 for none.
-            `resamples`: how many.
-        log_every: steps between two entries of the log.
-    """
-
-    steps: int
-    betas: tuple[float, float] = (0.0, 0.999)
-    lr_warmup: int = 1000
-    cooldown: float = 0.0
-    sparsity_warmup: int = 10_000
-    bandwidth: float = 1e-3
-    threshold_rate: float = 1.0
-    dead_after: int = 10_000_000
-    resample_every: int = 0
-    resamples: int = 4
-    log_every: int = 50
-
-    def rate(self, step: int) -> float:
-        """Share of the learning rate at a step."""
-        since = step
-        if self.resample_every:
-            turns = min(step // self.resample_every, self.resamples)
-            since = step - turns * self.resample_every
-        warm = min(1.0, since / self.lr_warmup) if self.lr_warmup else 1.0
-        rate = 0.1 + 0.9 * (1 - math.cos(math.pi * warm)) / 2
-        left = (self.steps - step) / (self.cooldown * self.steps) if self.cooldown else 1.0
-        return rate * min(1.0, left)
-
-    def resamples_at(self, step: int) -> bool:
-        """Whether dead latents are resampled after a step."""
-        every = self.resample_every
-        return bool(every) and step % every == 0 and 0 < step // every <= self.resamples
 
 
 @dataclass(frozen=True)
@@ -136,26 +54,25 @@ class _Stack:
 
     def __init__(self, specs: Sequence[Spec], store: Store | Given, d_in: int, device: torch.device) -> None:
         first = specs[0]
-        self.specs, self.kind, self.hook, self.variant = specs, first.kind, first.hook, first.variant
+        self.specs, self.name, self.hook, self.variant = specs, first.kind, first.hook, first.variant
+        self.kind = KINDS[first.kind]
         self.scale = store.scale(self.hook)
         self.variance = store.variance(self.hook) / self.scale**2
         fresh = [initial(first.kind, d_in, first.d_sae, seed=spec.seed) for spec in specs]
-        self.params = {name: torch.stack([p[name] for p in fresh]).to(device) for name in fresh[0]}
-        if self.kind == "jumprelu":
-            self.params["log_threshold"] = self.params.pop("threshold").log()
-        if self.kind in ("topk", "batchtopk"):  # Gao et al.; the other recipes begin at zero
+        self.params = self.kind.trained({n: torch.stack([p[n] for p in fresh]).to(device) for n in fresh[0]})
+        if self.kind.at_median:
             self.params["b_dec"] += store.median(self.hook).to(device) / self.scale
         for value in self.params.values():
             value.requires_grad_(True)
         self.sparsity = torch.tensor([spec.sparsity for spec in specs], device=device)
         self.age = torch.zeros(len(specs), first.d_sae, device=device)
-        self.smallest = torch.zeros(len(specs), device=device)
+        self.level = torch.zeros(len(specs), device=device)
         self.any_dead = False
 
     def optimiser(self, config: Config) -> torch.optim.Adam:
         lr = self.specs[0].lr
         groups = [
-            {"params": [value], "rate": lr * (config.threshold_rate if name == "log_threshold" else 1.0)}
+            {"params": [value], "rate": lr * (config.threshold_rate if name in self.kind.thresholds else 1.0)}
             for name, value in self.params.items()
         ]
         return torch.optim.Adam(groups, lr=lr, betas=config.betas, fused=True)
@@ -175,13 +92,11 @@ class _Stack:
         rows.data /= rows.data.norm(dim=-1, keepdim=True)
         fired = f.amax(1) > 0
         self.age = torch.where(fired, 0.0, self.age + len(x))
-        if config.resamples_at(number + 1) and self.kind in ("standard", "gated"):
+        if config.resamples_at(number + 1) and self.kind.resampled:
             self.resample(x, config.resample_every * len(x), adam, number)
         if not log:
             return torch.empty(0)
-        if self.kind == "batchtopk":
-            lowest = torch.where(f > 0, f, torch.inf).amin((1, 2))
-            self.smallest = torch.where(self.smallest > 0, 0.9 * self.smallest + 0.1 * lowest, lowest)
+        self.level = self.kind.level(self.level, f)
         l0 = f.sign().sum((1, 2)) / len(x)
         silent = (self.age >= config.dead_after).float().mean(-1)
         return torch.stack([total, l0, error / self.variance, silent])
@@ -191,13 +106,13 @@ class _Stack:
         settings: dict[str, Any] = {
             "k": self.specs[0].k or 0, "bandwidth": config.bandwidth, "variant": self.variant,
         }  # fmt: skip
-        if self.any_dead and self.kind in ("topk", "batchtopk"):  # AuxK
+        if self.any_dead and self.kind.revived:
             dead = self.age >= config.dead_after
             with torch.enable_grad():
-                result = loss(self.kind, self.params, x, sparsity, dead=dead, **settings)
+                result = loss(self.name, self.params, x, sparsity, dead=dead, **settings)
                 result.total.sum().backward()
             return result.f, result.error, result.total.detach()
-        found = gradients(self.kind, self.params, x, sparsity, value=log, **settings)
+        found = gradients(self.name, self.params, x, sparsity, value=log, **settings)
         for name, grad in found.grads.items():
             self.params[name].grad = grad
         return found.f, found.error, found.error if found.penalty is None else found.error + found.penalty
@@ -211,7 +126,7 @@ class _Stack:
         generator = torch.Generator(device=x.device).manual_seed(seed)
         with torch.no_grad():
             p = {name: value.data for name, value in self.params.items()}
-            f = loss(self.kind, p, x, self.sparsity).f
+            f = loss(self.name, p, x, self.sparsity).f
             e = x - torch.baddbmm(p["b_dec"][:, None], f, p["W_dec"])
             weight = e.square().sum(-1).square()
             enough = weight.shape[-1] >= p["W_dec"].shape[1]
@@ -234,17 +149,12 @@ class _Stack:
             self.age = torch.where(dead, 0.0, self.age)
 
     def saes(self, facts: dict[str, Any]) -> Iterator[SAE]:
-        """The SAEs in the units of the activations; a batchtopk leaves as a jumprelu."""
+        """The SAEs in the units of the activations, of the kind as which theirs leaves the training."""
         for i, spec in enumerate(self.specs):
             p = {name: value.detach()[i].clone() for name, value in self.params.items()}
-            kind, k = self.kind, spec.k
-            if "log_threshold" in p:
-                p["threshold"] = p.pop("log_threshold").exp()
-            if kind == "batchtopk":
-                p["threshold"] = self.smallest[i].clamp(min=1e-12).expand(spec.d_sae).clone()
-                kind, k = "jumprelu", None
-            sae = SAE(kind, p, k, spec.hook, {"spec": asdict(spec)} | facts)
-            yield scale_input(sae, self.scale)
+            kind, p = self.kind.finished(p, self.level[i])
+            k = spec.k if KINDS[kind].takes_k else None
+            yield scale_input(SAE(kind, p, k, spec.hook, {"spec": asdict(spec)} | facts), self.scale)
 
 
 @contextlib.contextmanager
@@ -307,10 +217,11 @@ def train(
         stacks.append(_Stack([specs[i] for i in group], store, d_in, device))
     del first
     adams = [s.optimiser(config) for s in stacks]
+    data = store.digest
     identity = {
         "specs": [asdict(spec) for spec in specs],
         "config": asdict(config),
-        "store": [store.digest, store.batch, store.seed],
+        "store": [data, store.batch, store.seed],
     }
     path = None if folder is None else folder / "checkpoint.safetensors"
     step = 0
@@ -347,7 +258,7 @@ def train(
     lost = [str(specs[i]) for i in range(len(specs)) if len(table) and not table[-1, :3, i].isfinite().all()]
     if lost:
         warnings.warn(f"{len(lost)} SAE(s) diverged, try a smaller learning rate: {'; '.join(lost)}", stacklevel=2)
-    facts = {"tokens": step * store.batch, "config": asdict(config), "data": store.digest}
+    facts = {"tokens": step * store.batch, "config": asdict(config), "data": data}
     saes = [sae for s in stacks for sae in s.saes(facts)]
     ordered = tuple(saes[i] for i in order.tolist())
     return Trained(tuple(specs), ordered, steps, {m: table[:, i] for i, m in enumerate(METRICS)})
@@ -383,7 +294,7 @@ def _save(
 ) -> None:  # fmt: skip
     tensors = {"history": torch.stack(history) if history else torch.zeros(0)}
     for i, (stack, adam) in enumerate(zip(stacks, adams, strict=True)):
-        tensors |= {f"{i}.age": stack.age, f"{i}.smallest": stack.smallest}
+        tensors |= {f"{i}.age": stack.age, f"{i}.level": stack.level}
         for name, value in stack.params.items():
             tensors[f"{i}.{name}"] = value.detach()
             state = adam.state[value]  # empty for what a variant leaves untrained
@@ -407,7 +318,7 @@ def _load(
         raise ValueError(f"{path.parent} holds another run (other SAEs, settings or text); choose another folder")
     step = int(meta["step"])
     for i, (stack, adam) in enumerate(zip(stacks, adams, strict=True)):
-        stack.age, stack.smallest = (tensors[f"{i}.{n}"].to(stack.age.device) for n in ("age", "smallest"))
+        stack.age, stack.level = (tensors[f"{i}.{n}"].to(stack.age.device) for n in ("age", "level"))
         stack.any_dead = bool((stack.age >= config.dead_after).any())
         for name, value in stack.params.items():
             value.data.copy_(tensors[f"{i}.{name}"])

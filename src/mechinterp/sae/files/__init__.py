@@ -1,0 +1,7 @@
+"""SAEs on disk: our own and other libraries' formats, and where published ones are."""
+
+from mechinterp.sae.files.formats import load, save
+from mechinterp.sae.files.released import attention_gpt2
+from mechinterp.sae.files.stored import Stored, convert
+
+__all__ = ["Stored", "attention_gpt2", "convert", "load", "save"]

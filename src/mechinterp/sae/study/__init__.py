@@ -1,0 +1,54 @@
+"""SAEs compared: long runs, frontiers, the blind study, and data whose features are known.
+
+The closed forms of one latent in one dimension are in `toy`.
+"""
+
+from mechinterp.sae.study.frontier import Curve, common, curve, rescale_and_shift
+from mechinterp.sae.study.rules import Rule, Search, apply_rules, contexts
+from mechinterp.sae.study.scorer import Explanation, Scores, Study, explain, measures, odds_ratio, study
+from mechinterp.sae.study.sweeps import Measured, Plan, Sweep, export, measured, run_sweep, shipped, summary, sweep
+from mechinterp.sae.study.synthetic import (
+    Recovery,
+    Shrinkage,
+    Truth,
+    chance_mmcs,
+    recovery,
+    sample,
+    shrinkage_by_feature,
+    truth,
+)
+
+__all__ = [
+    "Curve",
+    "Explanation",
+    "Measured",
+    "Plan",
+    "Recovery",
+    "Rule",
+    "Scores",
+    "Search",
+    "Shrinkage",
+    "Study",
+    "Sweep",
+    "Truth",
+    "apply_rules",
+    "chance_mmcs",
+    "common",
+    "contexts",
+    "curve",
+    "explain",
+    "export",
+    "measured",
+    "measures",
+    "odds_ratio",
+    "recovery",
+    "rescale_and_shift",
+    "run_sweep",
+    "sample",
+    "shipped",
+    "shrinkage_by_feature",
+    "study",
+    "summary",
+    "sweep",
+    "truth",
+]
