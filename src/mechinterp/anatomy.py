@@ -299,8 +299,7 @@ class Anatomy:
 
     def along(self, direction: Tensor) -> Tensor:
         """d with final.frozen(x, scale) · direction = x · d / scale: a direction of logits seen from the stream."""
-        d = direction if self.final.gain is None else direction * self.final.gain
-        return d - d.mean(-1, keepdim=True) if self.final.centres else d
+        return self.final.pulled_back(direction)
 
     def unembed(self, stream: Tensor) -> Tensor:
         """Logits of a final stream [... d_model]; `ValueError` if any is NaN or infinite."""

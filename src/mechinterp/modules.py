@@ -63,6 +63,13 @@ class Norm:
             change = change - change.mean(-1, keepdim=True)
         return change / scale if self.gain is None else change / scale * self.gain
 
+    def pulled_back(self, direction: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+        """r with frozen(x, scale) · direction = x · r: a direction after the norm, seen from before it."""
+        if self.module is None:
+            return direction
+        r = direction if self.gain is None else direction * self.gain
+        return (r - r.mean(-1, keepdim=True) if self.centres else r) / scale
+
     @classmethod
     @torch.no_grad()
     def of(cls, module: Any, width: int) -> "Norm":

@@ -1,7 +1,8 @@
 """Read a model's activations at a hook, or put others in their place.
 
-Models of `patching.engine` (GPT-2 and its like) run there, others through hooks; the answers are the same. Heads of
-`hook_z` are concatenated: a site's activations are always [prompt pos d_in].
+Hooks have the names of TransformerLens; what runs is `patching.engine`, on any model that `Anatomy` describes. Heads
+are concatenated: a site's activations are always [prompt pos d_in]. Under post norms (Gemma 2 and 3, OLMo 2)
+`hook_attn_out` and `hook_mlp_out` are what is added to the stream, after them.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,18 +12,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechinterp.patching.checks import check_model
-from mechinterp.patching.engine import trace, unembed
+from mechinterp.anatomy import Anatomy, size
+from mechinterp.patching.checks import check_tokens
+from mechinterp.patching.engine import trace
 
 Replace = Callable[[Float[Tensor, "prompt pos d_in"]], Float[Tensor, "prompt pos d_in"]]
 """What to put in place of a site's activations."""
 _NAMES = {
+    "attn.hook_q": "q",
+    "attn.hook_k": "k",
+    "attn.hook_v": "v",
     "attn.hook_z": "z",
     "hook_attn_out": "attn_out",
     "hook_mlp_out": "mlp_out",
     "hook_resid_pre": "resid_pre",
+    "hook_resid_mid": "resid_mid",
 }
-"""Hooks by their names in `patching.engine`."""
+"""Hooks by their names in `patching.engine`; `hook_resid_post` is the next layer's resid_pre."""
 
 
 def layer_of(hook: str) -> int | None:
@@ -36,38 +42,31 @@ def layer_of(hook: str) -> int | None:
 
 
 def check_hooks(model: Any, hooks: Sequence[str]) -> None:
-    """`ValueError` naming the first hook that the model does not have, and those that sound like it."""
+    """`ValueError` naming the first hook that the model does not have, or that cannot be read here."""
     for hook in hooks:
-        if hook not in model.hook_dict:
-            last = hook.split(".")[-1].removeprefix("hook_")
-            near = [name for name in model.hook_dict if name.startswith("blocks.0.") and name.endswith(f"hook_{last}")]
-            raise ValueError(
-                f"this model has no hook {hook!r}; in layer 0 there are {', '.join(near) or 'none of that name'}"
-            )
+        place(model, hook)
 
 
-def _engine_name(hook: str) -> tuple[str, int] | None:
+def place(model: Any, hook: str) -> tuple[str, int]:
+    """A hook's name and layer in `patching.engine`; `ValueError` as in `check_hooks`.
+
+    >>> from mechinterp.models import load
+    >>> place(load("lab"), "blocks.1.hook_resid_post")
+    ('resid_pre', 2)
+    """
     layer, name = layer_of(hook), ".".join(hook.split(".")[2:])
-    if layer is None:
-        return None
-    if name == "hook_resid_post":
-        return "resid_pre", layer + 1
-    return (_NAMES[name], layer) if name in _NAMES else None
-
-
-def _runs_in_engine(model: Any) -> bool:
-    try:
-        check_model(model)
-    except (ValueError, AttributeError):
-        return False
-    return True
+    known = [*_NAMES, "hook_resid_post"]
+    if layer is None or name not in known or not layer < size(model).n_layers:
+        last = f"{size(model).n_layers - 1}"
+        raise ValueError(f"no hook {hook!r} to read; in layers 0 to {last}, for layer 0: blocks.0.{', '.join(known)}")
+    return ("resid_pre", layer + 1) if name == "hook_resid_post" else (_NAMES[name], layer)
 
 
 @torch.no_grad()
 def activations(
     model: Any, tokens: Int[Tensor, "prompt pos"], hooks: Sequence[str], *, batch_size: int = 32
 ) -> dict[str, Float[Tensor, "prompt pos d_in"]]:
-    """Activations at some hooks. Layers behind the last of them are not run.
+    """Activations at some hooks, in float32. Layers after the last of them are not run.
 
     Errors: `ValueError` for a hook that the model does not have, or activations that are not finite.
 
@@ -76,8 +75,14 @@ def activations(
     >>> x["blocks.1.attn.hook_z"].shape
     torch.Size([1, 3, 256])
     """
-    check_hooks(model, hooks)
-    parts = [_read(model, some.to(model.W_E.device), hooks) for some in tokens.split(batch_size)]
+    places = {hook: place(model, hook) for hook in hooks}
+    anatomy = check_tokens(model, tokens.to(_device(model)), batch_size)
+    _has(anatomy, places)
+    wanted, stop = set(places.values()), max(layer + (name != "resid_pre") for name, layer in places.values())
+    parts = []
+    for some in tokens.to(anatomy.device).split(batch_size):
+        got = trace(anatomy, some, lambda name, layer, x: x if (name, layer) in wanted else None, stop=stop)
+        parts.append({hook: got[at].reshape(*some.shape, -1).float() for hook, at in places.items()})
     found = {hook: torch.cat([part[hook] for part in parts]) for hook in hooks}
     for hook, x in found.items():
         if not torch.isfinite(x).all():
@@ -85,33 +90,16 @@ def activations(
     return found
 
 
-def _read(model: Any, tokens: Tensor, hooks: Sequence[str]) -> dict[str, Tensor]:
-    layers = [layer_of(hook) for hook in hooks]
-    last = None if None in layers else max(layer for layer in layers if layer is not None) + 1
-    wanted = {_engine_name(hook): hook for hook in hooks}
-    got: dict[str, Tensor] = {}
-    if None not in wanted and _runs_in_engine(model):
-
-        def keep(name: str, layer: int, x: Tensor) -> None:
-            if (name, layer) in wanted:
-                got[wanted[name, layer]] = x
-
-        trace(model, tokens, keep, stop=last)
-    else:
-
-        def grab(x: Tensor, hook: Any) -> None:
-            got[hook.name] = x
-
-        stop = {} if last is None else {"stop_at_layer": last}
-        model.run_with_hooks(tokens, return_type=None, fwd_hooks=[(hook, grab) for hook in hooks], **stop)
-    return {hook: got[hook].reshape(*tokens.shape, -1).float() for hook in hooks}
-
-
 @torch.no_grad()
 def logits(
-    model: Any, tokens: Int[Tensor, "prompt pos"], hook: str | None = None, replace: Replace | None = None
-) -> Float[Tensor, "prompt pos vocab"]:
-    """Logits at every position, with a site's activations replaced; one pass, all of it in memory.
+    model: Any,
+    tokens: Int[Tensor, "prompt pos"],
+    hook: str | None = None,
+    replace: Replace | None = None,
+    *,
+    at: Int[Tensor, " prompt"] | None = None,
+) -> Float[Tensor, "prompt *pos vocab"]:
+    """Logits at every position (or one of every prompt), with a site's activations replaced; one pass.
 
     Errors: `ValueError` for a hook that the model does not have, or logits that are not finite.
 
@@ -121,28 +109,29 @@ def logits(
     >>> torch.allclose(same, model(tokens), atol=1e-3)
     True
     """
-    if hook is not None:
-        check_hooks(model, [hook])
-    name = None if hook is None else _engine_name(hook)
-    tokens = tokens.to(model.W_E.device)
+    if (hook is None) != (replace is None):
+        raise ValueError("give a hook and what to put in its place, or neither")
+    where = None if hook is None else place(model, hook)
+    anatomy = check_tokens(model, tokens.to(_device(model)), 1)
+    if hook is not None and where is not None:
+        _has(anatomy, {hook: where})
+    tokens, end = tokens.to(anatomy.device), ("resid_pre", anatomy.size.n_layers)
 
-    def put(x: Tensor) -> Tensor:
-        assert replace is not None
+    def change(name: str, layer: int, x: Tensor) -> Tensor:
+        if (name, layer) != where or replace is None:
+            return x
         return replace(x.flatten(2)).view_as(x).to(x.dtype)
 
-    if (hook is None or name is not None) and _runs_in_engine(model):
-        end = ("resid_pre", model.cfg.n_layers)
-        return unembed(
-            model,
-            trace(
-                model,
-                tokens,
-                lambda n, layer, x: x if (n, layer) == end else None,
-                change=None if hook is None else lambda n, layer, x: put(x) if (n, layer) == name else x,
-            )[end],
-        )
-    hooks = [] if hook is None else [(hook, lambda x, hook: put(x))]
-    found = model.run_with_hooks(tokens, fwd_hooks=hooks)
-    if not torch.isfinite(found).all():
-        raise ValueError(f"logits with {hook} replaced contain NaN or infinity; check what was put there")
-    return found
+    got = trace(anatomy, tokens, lambda name, layer, x: x if (name, layer) == end else None, change=change)
+    final = got[end] if at is None else got[end][torch.arange(len(tokens), device=tokens.device), at.to(tokens.device)]
+    return anatomy.unembed(final)
+
+
+def _device(model: Any) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _has(anatomy: Anatomy, places: dict[str, tuple[str, int]]) -> None:
+    for hook, (name, layer) in places.items():
+        if name == "resid_mid" and anatomy.layers[layer].parallel:
+            raise ValueError(f"attention and MLP of this model stand side by side: there is no stream at {hook}")

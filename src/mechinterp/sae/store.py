@@ -219,7 +219,7 @@ class Store(_Shuffled):
     def _computed(self, index: int) -> dict[str, Float[Tensor, "token d_in"]]:
         """A block from the cache if it is there."""
         path = None if self.cache is None else self.cache / f"{self.digest}-{index:05d}.safetensors"
-        device = self.model.W_E.device
+        device = next(self.model.parameters()).device
         if path is not None and path.exists():
             return safetensors.torch.load_file(path, device=str(device))
         rows = self.rows[index * self.block : (index + 1) * self.block]

@@ -18,8 +18,9 @@ from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechinterp.patching.checks import check_model, check_tokens
-from mechinterp.patching.engine import Cache, attention_scores, trace
+from mechinterp.anatomy import Anatomy, size
+from mechinterp.patching.checks import check_ids, check_tokens
+from mechinterp.patching.engine import Cache, trace
 from mechinterp.sae.architectures import SAE
 from mechinterp.sae.kinds import KINDS
 from mechinterp.sae.latents.interventions import check_latents, check_sae
@@ -103,8 +104,7 @@ def dfa_by_source(
         latents, destinations: one latent and one position a prompt; repeat a prompt to ask about several.
         batch_size: prompts at a time; does not change results. Memory: batch_size · heads · positions² floats.
 
-    Errors: `ValueError` for an SAE that does not read this model's z, positions or latents out of range, or
-        attention whose z is not the sum of values by the pattern.
+    Errors: `ValueError` for an SAE that does not read this model's z, positions or latents out of range.
 
     >>> from mechinterp.models import load
     >>> from mechinterp.sae import initial
@@ -118,27 +118,17 @@ def dfa_by_source(
     check_tokens(model, tokens, batch_size, destinations, "destinations")
     if latents.shape != tokens.shape[:1]:
         raise ValueError(f"latents must hold one number a prompt ({len(tokens)}), got {tuple(latents.shape)}")
-    n_heads, device = model.cfg.n_heads, model.W_E.device
+    anatomy = Anatomy.of(model, tokens.shape[1])
+    block, device, n_heads = anatomy.layers[layer], anatomy.device, anatomy.size.n_heads
     weight = rearrange(encoder_map(sae, latents.to(device))[0], "(head d_head) p -> p head d_head", head=n_heads)
-    names = {f"blocks.{layer}.attn.hook_{name}": name for name in ("pattern", "v", "z")}
     parts = []
     for some in torch.arange(len(tokens), device=device).split(batch_size):
-        got: dict[str, Tensor] = {}
-
-        def grab(x: Tensor, hook: Any, got: dict[str, Tensor] = got) -> None:
-            got[names[hook.name]] = x
-
-        hooks = [(name, grab) for name in names]
-        model.run_with_hooks(tokens.to(device)[some], fwd_hooks=hooks, return_type=None, stop_at_layer=layer + 1)
+        wanted = {("pattern", layer), ("value", layer)}
+        got = trace(anatomy, tokens[some], lambda name, i, x, w=wanted: x if (name, i) in w else None, stop=layer + 1)  # type: ignore[misc]
         rows, at = torch.arange(len(some), device=device), destinations.to(device)[some]
-        v, own = got["v"], weight[some].to(got["v"].dtype)
-        if v.shape[2] != n_heads:  # grouped values: one for several heads
-            v = v.repeat_interleave(n_heads // v.shape[2], 2)
-        dfa = got["pattern"][rows, :, at] * einsum(v, own, "p source head d, p head d -> p head source")
-        by_head = einsum(got["z"][rows, at], own, "p head d, p head d -> p head")
-        if not torch.allclose(dfa.sum(-1), by_head, rtol=1e-3, atol=1e-3 * (1 + by_head.abs().max().item())):
-            raise ValueError("z of this model is not its values weighed by its attention pattern: no sum over sources")
-        parts.append(dfa)
+        v = block.expand(got["value", layer])
+        own = weight[some].to(v.dtype)
+        parts.append(got["pattern", layer][rows, :, at] * einsum(v, own, "p source head d, p head d -> p head source"))
     return torch.cat(parts)
 
 
@@ -237,7 +227,9 @@ def recursive_dfa(
 
     Memory: layers · positions · 5 · d_model + positions · d_sae floats.
 
-    Errors: `ValueError` for a model that `patching` does not support or whose norms are not layer norms, an SAE that
+    Under post norms (Gemma 2 and 3, OLMo 2) their scales are frozen as well.
+
+    Errors: `ValueError` for a model that `Anatomy` does not describe or whose values are clipped (OLMo), an SAE that
         does not read z of its layer, no SAE for `layer`, or a position or latent out of range.
 
     >>> from mechinterp.models import load
@@ -251,7 +243,7 @@ def recursive_dfa(
     if depth < 0 or top < 0:
         raise ValueError(f"depth and top must not be negative, got {depth} and {top}")
     cache = _record(model, saes, tokens, layer, position, torch.tensor([latent]))
-    return _explain(model, saes, cache, (layer, position, latent), depth, top, {})
+    return _explain(Anatomy.of(model), saes, cache, (layer, position, latent), depth, top, {})
 
 
 @torch.no_grad()
@@ -269,28 +261,28 @@ def upstream_residual(
     if check_sae(model, residual, ("hook_resid_pre",)) != layer:
         raise ValueError(f"the residual SAE must stand before layer {layer}, not at {residual.hook}")
     cache = _record(model, {layer: sae}, tokens, layer, position, torch.tensor([latent]))
-    reads, _ = _reads(model, sae, cache, layer, position, latent)
+    reads, _ = _reads(Anatomy.of(model), sae, cache, layer, position, latent)
     f = residual.encode(cache["resid_pre", layer][: position + 1].to(residual.W_enc))
     return f * (reads.to(f) @ residual.W_dec.T)
 
 
 def _record(model: Any, saes: Mapping[int, SAE], tokens: Tensor, layer: int, position: int, latents: Tensor) -> Cache:
     """Activations of one prompt, each [pos ...], up to a layer."""
-    check_model(model)
     if tokens.ndim != 1:
         raise ValueError(f"tokens must be one prompt [pos], got {tuple(tokens.shape)}")
-    tokens = tokens.to(model.W_E.device)
-    check_tokens(model, tokens[None], 1, torch.tensor([position]), "position")
+    check_ids(size(model), tokens)
+    tokens = tokens.to(next(model.parameters()).device)
+    anatomy = check_tokens(model, tokens[None], 1, torch.tensor([position], device=tokens.device), "position")
     if layer not in saes:
         raise ValueError(f"no SAE for layer {layer}; there are some for {', '.join(map(str, saes)) or 'none'}")
     for i, sae in saes.items():
         if check_sae(model, sae, Z) != i:
             raise ValueError(f"the SAE for layer {i} belongs to {sae.hook}")
     check_latents(saes[layer], latents)
-    if not all(isinstance(block.ln1.original_component, torch.nn.LayerNorm) for block in model.blocks):
-        raise ValueError("the first norm of a block must be a layer norm, with a scale that can be frozen")
-    names = ("resid_pre", "q", "k", "z", "mlp_out")
-    cache = trace(model, tokens[None], lambda name, _, x: x[0] if name in names else None, stop=layer + 1)
+    if any(block.clip is not None for block in anatomy.layers):
+        raise ValueError("values of this model are clipped: what reads them is no sum of what was written")
+    names = ("resid_pre", "query", "key", "z", "attn", "mlp_out")
+    cache = trace(anatomy, tokens[None], lambda name, _, x: x[0] if name in names else None, stop=layer + 1)
     for i in range(layer):
         if i in saes:
             z = cache["z", i].flatten(1).to(saes[i].W_enc.dtype)
@@ -305,25 +297,30 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _reads(
-    model: Any, sae: SAE, cache: Cache, layer: int, position: int, latent: int
+    anatomy: Anatomy, sae: SAE, cache: Cache, layer: int, position: int, latent: int
 ) -> tuple[Float[Tensor, "source d_model"], float]:
     """(r, c) with pre = Σ_s r(s) · x(s) + c."""
-    block, seen = model.blocks[layer], slice(0, position + 1)
+    block, places = anatomy.layers[layer], torch.arange(position + 1)
     columns, constant = encoder_map(sae, torch.tensor([latent], device=sae.W_enc.device))
-    weight = _wide(columns).view(model.cfg.n_heads, -1)
-    q, k = _wide(cache["q", layer][position]), _wide(cache["k", layer][seen])
-    pattern = attention_scores(model, q[None, None, None], k[None, None]).softmax(-1)[0, 0, :, 0]
-    values = einsum(_wide(block.attn.W_V), weight, "head d_model d_head, head d_head -> head d_model")
-    through = einsum(pattern, values, "head source, head d_model -> source d_model")
-    norm, x = block.ln1.original_component, _wide(cache["resid_pre", layer][seen])
-    c = constant.item() + (_wide(block.attn.b_V) * weight).sum() + (through @ _wide(norm.bias)).sum()
-    through = through * _wide(norm.weight)
-    scale = (x.var(-1, correction=0) + norm.eps).sqrt()
-    return (through - through.mean(-1, keepdim=True)) / scale[:, None], float(c)
+    weight = _wide(columns).view(block.n_heads, -1)
+    query, key = _wide(cache["query", layer][position]), _wide(block.expand(cache["key", layer][: position + 1]))
+    scores = block.scores(query[None], key)[:, 0].masked_fill(block.hidden(position - places), -torch.inf)
+    values = torch.stack([_wide(block.weight("v", h)) @ weight[h] for h in range(block.n_heads)])
+    through = einsum(scores.softmax(-1), values, "head source, head d_model -> source d_model")
+    c = constant.item()
+    if block.v.bias is not None:
+        c += float((_wide(block.expand(block.v.bias.unflatten(0, (-1, block.d_head)))) * weight).sum())
+    if block.norm1.bias is not None:
+        c += float((through @ _wide(block.norm1.bias)).sum())
+    scale = _wide(block.norm1.scale(cache["resid_pre", layer][: position + 1].double()))
+    if block.norm1.gain is not None:
+        through = through * _wide(block.norm1.gain)
+    through = through - through.mean(-1, keepdim=True) if block.norm1.centres else through
+    return through / scale, c
 
 
 def _explain(
-    model: Any,
+    anatomy: Anatomy,
     saes: Mapping[int, SAE],
     cache: Cache,
     target: tuple[int, int, int],
@@ -333,7 +330,7 @@ def _explain(
 ) -> Attribution:
     """The terms of one latent, and of `top` upstream ones; what is asked twice is in `known`."""
     layer, position, latent = target
-    reads, constant = _reads(model, saes[layer], cache, layer, position, latent)
+    reads, constant = _reads(anatomy, saes[layer], cache, layer, position, latent)
     seen = slice(0, position + 1)
     terms: list[Term] = []
     earlier: list[tuple[float, tuple[int, int, int]]] = []
@@ -341,12 +338,19 @@ def _explain(
     def add(part: Part, values: Tensor, i: int | None = None) -> None:
         terms.extend(Term(part, value, s, i) for s, value in enumerate(values.tolist()))
 
-    add("embedding", (_wide(model.W_E[cache["tokens", 0][seen]]) * reads).sum(-1))
-    add("position", (_wide(model.W_pos[seen]) * reads).sum(-1))
+    token = anatomy.embed(cache["tokens", 0][seen], positions=False)
+    add("embedding", (_wide(token) * reads).sum(-1))
+    if anatomy.position_table is not None:
+        add("position", (_wide(anatomy.embed(cache["tokens", 0][seen]) - token) * reads).sum(-1))
     for i in range(layer):
-        attn = model.blocks[i].attn
-        reads_z = reads @ rearrange(_wide(attn.W_O), "head d_head d_model -> d_model (head d_head)")
-        constant += float((reads @ _wide(attn.b_O)).sum())
+        block = anatomy.layers[i]
+        own = reads / _wide(block.post1.scale(cache["attn", i][seen]))  # a post norm's scale is frozen, too
+        reads_z = own @ rearrange(_wide(block.writes()), "head d_head d_model -> d_model (head d_head)")
+        if block.o.bias is not None:
+            fixed = block.post1.frozen(block.o.bias, torch.ones((), device=anatomy.device))
+            constant += float((own @ _wide(fixed)).sum())
+        if block.post1.bias is not None:
+            constant += float((reads @ _wide(block.post1.bias)).sum())
         if i in saes:
             constant += float((reads_z @ _wide(saes[i].b_dec)).sum())
             add("error", (_wide(cache["error", i][seen]) * reads_z).sum(-1), i)
@@ -365,7 +369,7 @@ def _explain(
     upstream = []
     for _, child in nlargest(top if depth > 0 else 0, earlier):
         if (*child, depth) not in known:
-            known[*child, depth] = _explain(model, saes, cache, child, depth - 1, top, known)
+            known[*child, depth] = _explain(anatomy, saes, cache, child, depth - 1, top, known)
         upstream.append(known[*child, depth])
     z = cache["z", layer][position].flatten()
     pre = saes[layer].pre(z.to(saes[layer].W_enc.dtype))[latent].item()

@@ -33,7 +33,7 @@ def latent_views(
     >>> len(views), list(views[0])[0]
     (3, 'latents that are on')
     """
-    sae, tokens = saes[layer], tokens.to(model.W_E.device)
+    sae, tokens = saes[layer], tokens.to(next(model.parameters()).device)
     on = sae.encode(activations(model, tokens[None], [sae.hook])[sae.hook][0])
     strongest = on.argmax(1)
     moved = dfa_by_source(model, sae, tokens.expand(len(tokens), -1), strongest, torch.arange(len(tokens)))

@@ -15,7 +15,9 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mechinterp.anatomy import Anatomy, size
 from mechinterp.patching.checks import check_tokens
+from mechinterp.patching.engine import trace
 from mechinterp.sae.architectures import SAE
 from mechinterp.sae.latents.attribution import Z, encoder_map
 from mechinterp.sae.latents.features import FeatureActivations
@@ -135,29 +137,24 @@ def sources(
         raise ValueError(f"this record is of {len(record.value)} latents at {record.hook}, not of {sae!r}")
     if not 1 <= n <= top:
         raise ValueError(f"n must lie in 1..{top}, the examples of the record, not {n}")
-    device, n_heads = model.W_E.device, model.cfg.n_heads
+    anatomy = Anatomy.of(model, record.tokens.shape[1])
+    device, n_heads = anatomy.device, anatomy.size.n_heads
     ranks = torch.linspace(0, top - 1, n).round().long()
     latents = (record.prompt[:, -1] >= 0).nonzero()[:, 0]
     prompt, position = (x[latents][:, ranks].flatten() for x in (record.prompt, record.position))
     latent = latents.repeat_interleave(n)
     weight = rearrange(encoder_map(sae)[0], "(head d_head) i -> head d_head i", head=n_heads)
-    names = {f"blocks.{layer}.attn.hook_{name}": name for name in ("pattern", "v")}
+    wanted = {("pattern", layer), ("value", layer)}
     dfa = torch.zeros(len(latent), record.tokens.shape[1])
     for some in prompt.unique().split(batch_size):
-        got: dict[str, Tensor] = {}
-
-        def grab(x: Tensor, hook: Any, got: dict[str, Tensor] = got) -> None:
-            got[names[hook.name]] = x
-
-        hooks = [(name, grab) for name in names]
-        model.run_with_hooks(record.tokens[some].to(device), fwd_hooks=hooks, return_type=None, stop_at_layer=layer + 1)
+        rows = record.tokens[some].to(device)
+        got = trace(anatomy, rows, lambda name, i, x: x if (name, i) in wanted else None, stop=layer + 1)
+        every = anatomy.layers[layer].expand(got["value", layer])
         for row, p in enumerate(some.tolist()):
             here = (prompt == p).nonzero()[:, 0]
-            v, own = got["v"][row], weight[:, :, latent[here].to(device)]
-            if v.shape[1] != n_heads:  # grouped values: one for several heads
-                v = v.repeat_interleave(n_heads // v.shape[1], 1)
+            v, own = every[row], weight[:, :, latent[here].to(device)]
             values = einsum(v.to(own), own, "source head d, head d e -> e head source")
-            pattern = got["pattern"][row][:, position[here].to(device)].transpose(0, 1)
+            pattern = got["pattern", layer][row][:, position[here].to(device)].transpose(0, 1)
             dfa[here] = (values * pattern).sum(1).float().cpu()
     tokens, d = record.tokens[prompt], position[:, None]
     same = torch.arange(int(tokens.max()) + 1) if same is None else same.cpu()
@@ -237,8 +234,8 @@ def context_test(
     tokens, counted, d = record.tokens[prompt], record.counted[prompt], position[:, None]
     shift = torch.randint(1, max(2, len(record.tokens)), prompt.shape, generator=generator)
     other = record.tokens[(prompt + shift) % len(record.tokens)]
-    random = torch.randint(1, model.cfg.d_vocab, tokens.shape, generator=generator)
-    same = torch.arange(model.cfg.d_vocab) if same is None else same.cpu()
+    random = torch.randint(1, size(model).d_vocab, tokens.shape, generator=generator)
+    same = torch.arange(size(model).d_vocab) if same is None else same.cpu()
     back = d - torch.arange(tokens.shape[1])
     before = (back > 0) & counted
     copies = (same[tokens] == same[tokens.gather(1, d)]) & before

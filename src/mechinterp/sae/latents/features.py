@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mechinterp.anatomy import Anatomy, size
 from mechinterp.patching.checks import check_tokens
 from mechinterp.sae.architectures import SAE
 from mechinterp.sae.latents.attribution import dfa_by_source
@@ -95,7 +96,7 @@ def feature_activations(
     counted = ~torch.isin(tokens, torch.tensor([*skip], dtype=tokens.dtype, device=tokens.device))
     if not counted.any():
         raise ValueError("no token of the text counts: all of them are among those to skip")
-    device, n = model.W_E.device, sae.d_sae
+    device, n = sae.W_enc.device, sae.d_sae
     active = torch.zeros(n, dtype=torch.long, device=device)
     exponent = torch.full((n,), _SMALLEST, device=device)
     histogram = torch.zeros(n, BINS, dtype=torch.long, device=device)
@@ -255,20 +256,19 @@ class LogitWeights:
 def direct_logits(model: Any, sae: SAE, latents: Int[Tensor, " latent"]) -> Float[Tensor, "latent vocab"]:
     """Logit weights W_dec[i] W_U of latents, mean over the vocabulary 0 (Bricken et al. 2023, "logit weights").
 
-    For `hook_z` each head's piece of W_dec[i] goes through its W_O first. The final layer norm centres, and its
-    scale is left out: sizes compare within a latent, not with logits. Later layers are left out, too.
+    For `hook_z` each head's piece of W_dec[i] goes through its W_O first (and a post norm's gain). The final norm's
+    gain counts, and its centring where it has one; scales are left out: sizes compare within a latent, not with
+    logits. Later layers and a soft cap are left out, too.
 
     Errors: `ValueError` for an SAE or a latent that does not belong to the model.
     """
     layer = check_sae(model, sae, _SITES)
     check_latents(sae, latents)
-    directions = sae.W_dec[latents.to(sae.W_dec.device)].to(model.W_U.dtype)
+    anatomy = Anatomy.of(model)
+    directions = sae.W_dec[latents.to(sae.W_dec.device)].to(anatomy.dtype)
     if sae.hook.endswith("hook_z"):
-        directions = directions @ model.blocks[layer].attn.W_O.flatten(0, 1)
-    if "RMS" not in str(model.cfg.normalization_type):
-        directions = directions - directions.mean(-1, keepdim=True)
-    gain = getattr(model.ln_final, "weight", None)
-    logits = (directions if gain is None else directions * gain) @ model.W_U
+        directions = directions @ anatomy.layers[layer].writes().flatten(0, 1)
+    logits = anatomy.final.frozen(directions, torch.ones((), device=anatomy.device)) @ anatomy.W_U
     return logits - logits.mean(-1, keepdim=True)
 
 
@@ -288,8 +288,8 @@ def logit_weights(
     >>> found.promoted.shape, bool((found.up > 0).all()), bool((found.down < 0).all())
     (torch.Size([2, 4]), True, True)
     """
-    if not 1 <= n <= model.W_U.shape[1]:
-        raise ValueError(f"n must lie in 1..{model.W_U.shape[1]}, the size of the vocabulary, not {n}")
+    if not 1 <= n <= size(model).d_vocab:
+        raise ValueError(f"n must lie in 1..{size(model).d_vocab}, the size of the vocabulary, not {n}")
     latents = torch.arange(sae.d_sae) if latents is None else latents.cpu()
     parts = []
     for some in latents.split(block):

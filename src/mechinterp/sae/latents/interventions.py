@@ -16,11 +16,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechinterp.patching.checks import Metric, check_model, check_tokens, measure
-from mechinterp.patching.engine import Window, finish, merge, pick, resume, trace, unembed
+from mechinterp.anatomy import Anatomy, size
+from mechinterp.patching.checks import Metric, check_tokens, measure
+from mechinterp.patching.engine import Window, pick, resume, trace
 from mechinterp.sae.architectures import SAE
 from mechinterp.sae.kinds import KINDS
-from mechinterp.sae.sites import activations, check_hooks, layer_of
+from mechinterp.sae.sites import activations, check_hooks, layer_of, logits
 
 Edit = Callable[[Float[Tensor, "batch pos d_sae"]], Float[Tensor, "batch pos d_sae"]]
 """From latents to latents of the same shape."""
@@ -38,11 +39,12 @@ def check_sae(model: Any, sae: SAE, sites: Sequence[str] = SITES) -> int:
     layer, site = layer_of(sae.hook), ".".join(sae.hook.split(".")[2:])
     if layer is None or site not in sites:
         raise ValueError(f"an SAE at {sae.hook} is not supported here; in a layer: {', '.join(sites)}")
-    width = model.cfg.n_heads * model.cfg.d_head if site == "attn.hook_z" else model.cfg.d_model
+    sizes, device = size(model), next(model.parameters()).device
+    width = sizes.n_heads * sizes.d_head if site == "attn.hook_z" else sizes.d_model
     if sae.d_in != width:
         raise ValueError(f"{sae!r} reads activations of width {sae.d_in}; at its hook this model has {width}")
-    if sae.W_enc.device != model.W_E.device:
-        raise ValueError(f"the SAE is on {sae.W_enc.device}, the model on {model.W_E.device}: use sae.to(device)")
+    if sae.W_enc.device != device:
+        raise ValueError(f"the SAE is on {sae.W_enc.device}, the model on {device}: use sae.to(device)")
     if not all(torch.isfinite(value.sum()) for value in sae.params.values()):
         raise ValueError(f"the weights of {sae!r} contain NaN or infinity")
     if KINDS[sae.kind].batchwise:
@@ -129,17 +131,23 @@ def splice(sae: SAE, edit: Edit | None = None, *, error: bool = True) -> Callabl
     torch.Size([1, 3, 8192])
     """
 
-    def hook(x: Tensor, hook: Any) -> Tensor:
-        flat = x.flatten(2).to(sae.W_enc.dtype)
+    put = _spliced(sae, edit, error)
+    return lambda x, hook: put(x.flatten(2)).view_as(x).to(x.dtype)
+
+
+def _spliced(sae: SAE, edit: Edit | None, error: bool) -> Callable[[Tensor], Tensor]:
+    """From activations [prompt pos d_in] to those with edited latents."""
+
+    def put(x: Tensor) -> Tensor:
+        flat = x.to(sae.W_enc.dtype)
         f = sae.encode(flat)
         # A clone, so that an edit in place does not change what is subtracted.
         new = f if edit is None else edit(f.clone())
         if new.shape != f.shape:
             raise ValueError(f"an edit must return latents of shape {tuple(f.shape)}, got {tuple(new.shape)}")
-        out = flat + (new - f) @ sae.W_dec if error else sae.decode(new)
-        return out.view_as(x).to(x.dtype)
+        return flat + (new - f) @ sae.W_dec if error else sae.decode(new)
 
-    return hook
+    return put
 
 
 @torch.no_grad()
@@ -179,15 +187,9 @@ def spliced_logits(
     parts = []
     for some in torch.arange(len(tokens)).split(batch_size):
         own = edit[some] if isinstance(edit, LatentEdit) else edit
-        logits = model.run_with_hooks(tokens[some], fwd_hooks=[(sae.hook, splice(sae, own, error=error))])
-        parts.append(_finite(logits if at is None else logits[torch.arange(len(some)), at[some]]))
+        where = None if at is None else at[some]
+        parts.append(logits(model, tokens[some], sae.hook, _spliced(sae, own, error), at=where))
     return torch.cat(parts)
-
-
-def _finite(logits: Tensor) -> Tensor:
-    if not torch.isfinite(logits).all():
-        raise ValueError("logits contain NaN or infinity; check the weights of model and SAE, and the edit")
-    return logits
 
 
 @dataclass(frozen=True)
@@ -229,8 +231,7 @@ def ablation_effects(
     """Zero every active latent by itself, at one position a prompt; errors kept (Kissane et al.).
 
     Zero takes away what a latent says on every prompt, too; its mean over the prompts takes away only what differs.
-    Only latents that change cost anything. On a model that `patching` supports, what comes before the SAE's layer and
-    before `at` is computed once; any other model is run whole with a hook.
+    Only latents that change cost anything. What comes before the SAE's layer and before `at` is computed once.
 
     Args:
         latents: None for all.
@@ -251,14 +252,14 @@ def ablation_effects(
     (torch.Size([2, 512]), [4, 4])
     """
     layer = check_sae(model, sae)
-    check_tokens(model, tokens, batch_size, at)
+    anatomy = check_tokens(model, tokens, batch_size, at)
     read = torch.full_like(at, tokens.shape[1] - 1) if read is None else read
     check_tokens(model, tokens, batch_size, read, "read")
     if (read < at).any():
         raise ValueError("nothing read before the position that is changed can differ: read must be at least at")
     latents = torch.arange(sae.d_sae) if latents is None else latents
     check_latents(sae, latents)
-    device = model.W_E.device
+    device = anatomy.device
     tokens, at, read = tokens[:, : int(read.max()) + 1].to(device), at.to(device), read.to(device)
     clean = spliced_logits(model, tokens, sae, at=read, batch_size=batch_size)
     before = measure(metric, clean)
@@ -279,7 +280,7 @@ def ablation_effects(
         return (measure(metric, changed) - before)[prompts]
 
     for some in torch.arange(len(tokens), device=device).split(batch_size):
-        run = (_rest if _supported(model) else _whole)(model, sae.hook, layer, tokens[some], at[some], read[some])
+        run = _rest(anatomy, sae.hook, layer, tokens[some], at[some], read[some])
         every = torch.arange(len(some), device=device)
         error[some] = effect(run(every, sae.decode(f[some]) - x[some]), some)
         own = f[some][:, latents]
@@ -302,51 +303,31 @@ Run = Callable[[Int[Tensor, " pair"], Float[Tensor, "pair d_in"]], Float[Tensor,
 """(prompts, what is added to their activations at `at`) -> logits at `read`."""
 
 
-def _supported(model: Any) -> bool:
-    try:
-        check_model(model)
-    except (ValueError, AttributeError):
-        return False
-    return True
-
-
-def _rest(model: Any, hook: str, layer: int, tokens: Tensor, at: Tensor, read: Tensor) -> Run:
+def _rest(anatomy: Anatomy, hook: str, index: int, tokens: Tensor, at: Tensor, read: Tensor) -> Run:
     """Only the layers and positions that can change."""
-    before_attention = hook.endswith("hook_resid_pre")
-    start, block = layer + (not before_attention), model.blocks[layer]
-    into_mlp = hook.endswith(("hook_z", "hook_attn_out"))
+    layer, site = anatomy.layers[index], hook.split(".", 2)[2]
+    start = index + (site != "hook_resid_pre")
+    into = {"attn.hook_z": "attn", "hook_attn_out": "attn_out"}.get(site)
 
     def keep(name: str, i: int, x: Tensor) -> Tensor | None:
-        if (name, i) == ("resid_mid", layer) and into_mlp:
-            return pick(x, at[:, None])
-        return x if (name, i) == ("resid_pre", start) or (name in ("k", "v") and i >= start) else None
+        if i == index and into is not None and name in ("resid_pre", into):
+            return pick(x, at[:, None])[:, 0]
+        return x if (name, i) == ("resid_pre", start) or (name in ("key", "value") and i >= start) else None
 
-    cache = trace(model, tokens, keep)
+    cache = trace(anatomy, tokens, keep)
     seen = int(at.max())
 
     def run(prompts: Tensor, change: Tensor) -> Tensor:
         window = Window(at[prompts], read[prompts])
         x = pick(cache["resid_pre", start][prompts], window.positions)
-        if hook.endswith("hook_z"):
-            change = merge(block, change.unflatten(-1, (model.cfg.n_heads, -1)))
-        x[:, 0] = finish(block, cache["resid_mid", layer][prompts, 0] + change) if into_mlp else x[:, 0] + change
-        own = {(name, i): cache[name, i][prompts, :seen] for name, i in cache if name in ("k", "v")}
-        return unembed(model, resume(model, own, x[None], window, layer=start)[0])
-
-    return run
-
-
-def _whole(model: Any, hook: str, layer: int, tokens: Tensor, at: Tensor, read: Tensor) -> Run:
-    """Any model: the whole pass, with a hook."""
-
-    def run(prompts: Tensor, change: Tensor) -> Tensor:
-        rows = torch.arange(len(prompts), device=tokens.device)
-
-        def add(x: Tensor, hook: Any) -> Tensor:
-            flat = x.flatten(2).clone()
-            flat[rows, at[prompts]] += change.to(x.dtype)
-            return flat.view_as(x)
-
-        return _finite(model.run_with_hooks(tokens[prompts], fwd_hooks=[(hook, add)])[rows, read[prompts]])
+        if into is None:
+            x[:, 0] = x[:, 0] + change
+        else:
+            if into == "attn":
+                change = layer.write(change.unflatten(-1, (layer.n_heads, -1)), range(layer.n_heads))
+            now = cache[into, index][prompts] + change
+            x[:, 0] = layer.finish(cache["resid_pre", index][prompts], layer.post1(now) if into == "attn" else now)
+        own = {(name, i): cache[name, i][prompts, :seen] for name, i in cache if name in ("key", "value")}
+        return anatomy.unembed(resume(anatomy, own, x[None], window, layer=start)[0])
 
     return run
