@@ -52,10 +52,7 @@ def latent_views(
                     for s in by_source.topk(min(n, d + 1)).indices.tolist()
                     if by_source[s] > 0
                 ],
-                "through heads": [
-                    (str(Head(layer, h)), by_head[h].item())
-                    for h in by_head.topk(min(3, len(by_head))).indices.tolist()
-                ],
+                "through heads": [(str(Head(layer, h)), by_head[h].item()) for h in first],
                 "it promotes": [token_text(model.tokenizer, t) for t in promoted[d].tolist()],
                 "made of": [str(t) for t in parts.top(n + 2)],
                 "and those of": [
