@@ -1,9 +1,9 @@
 """The store against activations collected by hand, its resuming, and what it refuses."""
 
 import errno
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -158,7 +158,8 @@ def test_activations_beyond_half_precision_are_not_cached(other: Any, rows: Tens
 def test_the_tokenizers_own_bos_is_left_out(
     other: Any, rows: Tensor, bos: int | None, skip: tuple[int, ...] | None, left_out: set[int]
 ) -> None:
-    other.tokenizer = SimpleNamespace(bos_token_id=bos)
+    other.tokenizer = deepcopy(other.tokenizer)
+    other.tokenizer.bos_token = None if bos is None else other.tokenizer.convert_ids_to_tokens(bos)
     rows = rows.clone()
     rows[:, 3], rows[:, 4] = 7, 5
     kept = sum(int(t) not in left_out for t in rows.flatten())

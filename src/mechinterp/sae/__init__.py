@@ -6,7 +6,7 @@ Three rooms hold the rest: `files` the formats on disk, `latents` what latents d
 
 from mechinterp.sae.architectures import SAE, gated_to_jumprelu, initial, same_function, scale_input, tensor_shapes
 from mechinterp.sae.files.formats import load, save
-from mechinterp.sae.kinds import KINDS, Kind, Loss
+from mechinterp.sae.kinds import KINDS, Gradients, Kind, Loss, Options
 from mechinterp.sae.losses import loss
 from mechinterp.sae.metrics import Quality, Reconstruction, Site, evaluate, reconstruction, site
 from mechinterp.sae.settings import Config, Spec
@@ -19,8 +19,10 @@ __all__ = [
     "SAE",
     "Config",
     "Given",
+    "Gradients",
     "Kind",
     "Loss",
+    "Options",
     "Quality",
     "Reconstruction",
     "Site",

@@ -455,6 +455,72 @@ def test_dictionary_learning_errors(tmp_path: Path) -> None:
         load(folder)
 
 
+SPARSIFY = {
+    "activation": "topk",
+    "expansion_factor": 32,
+    "normalize_decoder": True,
+    "num_latents": 20,
+    "k": K,
+    "multi_topk": False,
+    "skip_connection": False,
+    "transcode": False,
+    "d_in": 6,
+}
+
+
+def sparsified(folder: Path, p: Arrays, **rest: Any) -> Path:
+    """A folder as sparsify's `save_to_disk` leaves it, byte by byte: a header, then the tensors one after the other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cfg.json").write_text(json.dumps(SPARSIFY | rest))
+    tensors = {"W_dec": p["W_dec"], "b_dec": p["b_dec"], "encoder.bias": p["b_enc"], "encoder.weight": p["W_enc"].T}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    data = b""
+    for name, value in tensors.items():
+        new = np.ascontiguousarray(value, "<f4").tobytes()
+        header[name] = {"dtype": "F32", "shape": list(value.shape), "data_offsets": [len(data), len(data) + len(new)]}
+        data += new
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    (folder / "sae.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return folder
+
+
+def test_sparsify(tmp_path: Path) -> None:
+    p, x = random_tensors("topk", 6, 20, unit=True), inputs(6)
+    folder = sparsified(tmp_path / "layers.5", p)
+    p64 = {name: value.astype(np.float64) for name, value in p.items()}
+    # Its `encode`: relu(encoder(x - b_dec)), of which the k largest are kept.
+    f = largest(np.maximum((x - p64["b_dec"]) @ p64["W_enc"] + p64["b_enc"], 0), K)
+    for source in (folder, folder / "sae.safetensors", folder / "cfg.json"):
+        sae = load(source, hook="blocks.5.hook_resid_post")
+        assert (sae.kind, sae.k, sae.d_in, sae.d_sae, sae.hook) == ("topk", K, 6, 20, "blocks.5.hook_resid_post")
+        assert_same(sae, x, f, decode(p64, f), tolerance=1e-6)
+        assert torch.equal(sae.W_enc, torch.from_numpy(p["W_enc"]))
+        assert sae.facts["config"]["multi_topk"] is False
+    by_factor = random_tensors("topk", 6, 24, unit=True)
+    older = {"num_latents": 0, "expansion_factor": 4, "signed": False}
+    assert load(sparsified(tmp_path / "older", by_factor, **older)).d_sae == 24
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"transcode": True}, "EleutherAI's sparsify with transcode = True, which is no plain TopK SAE"),
+        ({"skip_connection": True}, "with skip_connection = True"),
+        ({"embed_skip": True}, "with embed_skip = True"),
+        ({"gram_lookup": True}, "with gram_lookup = True"),
+        ({"signed": True}, "with signed = True"),
+        ({"activation": "groupmax"}, "with activation = 'groupmax'"),
+        ({"k": None}, "must say how many latents are active"),
+        ({"d_in": "six"}, "d_in in the config of .* must be a positive whole number"),
+        ({"num_latents": 40}, r"W_enc in .* must have shape \(6, 40\), got \(6, 20\)"),
+    ],
+)
+def test_what_sparsify_has_beside_plain_saes(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        load(sparsified(tmp_path, random_tensors("topk", 6, 20, unit=True), **change))
+
+
 class Trap:
     """What a pickle can hide: it runs a function when it is opened."""
 

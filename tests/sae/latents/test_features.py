@@ -13,7 +13,6 @@ from torch import Tensor
 from mechinterp.models import organisms
 from mechinterp.sae import SAE, initial
 from mechinterp.sae.latents import features as module
-from mechinterp.sae.latents.attribution import dfa_by_source
 from mechinterp.sae.latents.features import (
     BINS,
     Example,
@@ -24,7 +23,6 @@ from mechinterp.sae.latents.features import (
     logit_weights,
     top_examples,
 )
-from mechinterp.sae.sites import activations
 
 
 def topk_sae(hook: str, *, k: int = 6, seed: int = 0) -> SAE:
@@ -36,9 +34,9 @@ def tokens() -> Tensor:
     return torch.randint(0, 30, (23, 9), generator=torch.Generator().manual_seed(3))
 
 
-def dense(model: Any, sae: SAE, tokens: Tensor, skip: tuple[int, ...] = ()) -> Tensor:
-    """All latents of all tokens."""
-    f = sae.encode(activations(model, tokens, [sae.hook])[sae.hook])
+def dense(slow: Any, model: Any, sae: SAE, tokens: Tensor, skip: tuple[int, ...] = ()) -> Tensor:
+    """All latents of all tokens that count."""
+    f = slow.topk(model, sae, tokens)
     for token in skip:
         f[tokens == token] = 0
     return f
@@ -47,10 +45,10 @@ def dense(model: Any, sae: SAE, tokens: Tensor, skip: tuple[int, ...] = ()) -> T
 @pytest.mark.parametrize("one_per_prompt", [True, False])
 @pytest.mark.parametrize("skip", [(), (5, 11)])
 def test_a_record_is_what_the_whole_table_says(
-    tiny: Any, tokens: Tensor, skip: tuple[int, ...], one_per_prompt: bool
+    tiny: Any, slow: Any, tokens: Tensor, skip: tuple[int, ...], one_per_prompt: bool
 ) -> None:
     sae = topk_sae("blocks.1.attn.hook_z")
-    f = dense(tiny, sae, tokens, skip)
+    f = dense(slow, tiny, sae, tokens, skip)
     records = [
         feature_activations(tiny, sae, tokens, top=4, skip=skip, one_per_prompt=one_per_prompt, batch_size=b)
         for b in (1, 7, 64)
@@ -223,18 +221,20 @@ def test_logit_weights_are_the_change_of_the_logits_with_the_final_scale_frozen(
         torch.testing.assert_close(row, change - change.mean(), atol=1e-4, rtol=0)
 
 
-def test_the_tokens_promoted_and_suppressed(tiny: Any) -> None:
-    sae = topk_sae("blocks.1.attn.hook_z")
-    logits = direct_logits(tiny, sae, torch.arange(80))
-    for block in (512, 7):
-        found = logit_weights(tiny, sae, n=5, block=block)
-        order = logits.argsort(1, descending=True)
-        assert torch.equal(found.promoted, order[:, :5])
-        assert torch.equal(found.suppressed, order.flip(1)[:, :5])
-        torch.testing.assert_close(found.up, logits.gather(1, found.promoted), atol=1e-5, rtol=0)
-        torch.testing.assert_close(found.down, logits.gather(1, found.suppressed), atol=1e-5, rtol=0)
-    some = logit_weights(tiny, sae, torch.tensor([9, 2]), n=5)
-    assert torch.equal(some.promoted, found.promoted[[9, 2]])
+def test_the_tokens_promoted_and_suppressed(tiny: Any, slow: Any) -> None:
+    sae, latents = topk_sae("blocks.1.hook_mlp_out"), torch.tensor([9, 2, 33])
+    for block in (512, 2):
+        found = logit_weights(tiny, sae, latents, n=5, block=block)
+        for row, i in enumerate(latents.tolist()):
+            logits = slow.logits(tiny, sae.W_dec[i])
+            order = sorted(range(len(logits)), key=lambda t: -logits[t])
+            assert found.promoted[row].tolist() == order[:5]
+            assert found.suppressed[row].tolist() == order[::-1][:5]
+            assert found.up[row].tolist() == pytest.approx([logits[t] for t in order[:5]], abs=1e-5)
+            assert found.down[row].tolist() == pytest.approx([logits[t] for t in order[::-1][:5]], abs=1e-5)
+    whole = logit_weights(tiny, sae, n=5)
+    assert whole.latents.tolist() == list(range(80))
+    assert torch.equal(whole.promoted[latents], found.promoted)
 
 
 def check_example(example: Example, f: Tensor, tokens: Tensor, i: int) -> None:
@@ -245,9 +245,9 @@ def check_example(example: Example, f: Tensor, tokens: Tensor, i: int) -> None:
     assert shown.tolist() == sorted(set(shown.tolist()))
 
 
-def test_examples_show_the_latent_around_its_strongest_places(tiny: Any, tokens: Tensor) -> None:
+def test_examples_show_the_latent_around_its_strongest_places(tiny: Any, slow: Any, tokens: Tensor) -> None:
     sae = topk_sae("blocks.1.attn.hook_z")
-    f = dense(tiny, sae, tokens, (5,))
+    f = dense(slow, tiny, sae, tokens, (5,))
     record = feature_activations(tiny, sae, tokens, top=4, skip=(5,))
     for batch_size in (2, 16):
         found = top_examples(tiny, sae, record, [8, 3, 50], n=3, before=2, after=1, batch_size=batch_size)
@@ -260,8 +260,7 @@ def test_examples_show_the_latent_around_its_strongest_places(tiny: Any, tokens:
             ]
             for e in examples:
                 check_example(e, f, tokens, i)
-                at = (tokens[[e.prompt]], torch.tensor([i]), torch.tensor([e.position]))
-                dfa = dfa_by_source(tiny, sae, *at)[0]
+                dfa = torch.from_numpy(slow.dfa(tiny, sae, tokens[e.prompt], i, e.position)).float()
                 torch.testing.assert_close(e.heads, dfa.sum(1), atol=1e-5, rtol=0)
                 torch.testing.assert_close(e.sources, dfa.sum(0)[e.positions], atol=1e-5, rtol=0)
                 around = {s for s in range(e.position - 2, e.position + 2) if 0 <= s < 9}
@@ -285,11 +284,11 @@ def test_a_source_far_back_is_shown() -> None:
             assert e.heads[1].abs() < 1e-3
 
 
-def test_other_sites_have_no_dfa(tiny: Any, tokens: Tensor) -> None:
+def test_other_sites_have_no_dfa(tiny: Any, slow: Any, tokens: Tensor) -> None:
     sae = topk_sae("blocks.1.hook_resid_mid")
     record = feature_activations(tiny, sae, tokens, top=4)
     [example, *_] = top_examples(tiny, sae, record, [3])[3]
-    check_example(example, dense(tiny, sae, tokens), tokens, 3)
+    check_example(example, dense(slow, tiny, sae, tokens), tokens, 3)
     assert example.heads is None
     assert example.sources is None
 

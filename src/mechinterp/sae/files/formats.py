@@ -1,4 +1,4 @@
-"""SAEs on disk: written in SAELens' format, read from it, Gemma Scope, dictionary_learning and the hub.
+"""SAEs on disk: written in SAELens' format, read from it, Gemma Scope, dictionary_learning, sparsify and the hub.
 
 | source | files |
 |---|---|
@@ -6,6 +6,7 @@
 | Gemma Scope (arXiv:2408.05147) | `params.npz` |
 | attention-output SAEs (arXiv:2406.17759) | `{run}.pt` and `{run}_cfg.json` |
 | dictionary_learning | folder with `ae.pt` and `config.json` |
+| EleutherAI sparsify | folder with `cfg.json` and `sae.safetensors` |
 
 A file is data: no code from it is executed, pickles included. What the conversion does is in `sae.stored`.
 """
@@ -35,6 +36,7 @@ _VERSION = "6.0.0"
 _KNOWN = (
     "cfg.json",
     "sae_weights.safetensors",
+    "sae.safetensors",
     "sparsity.safetensors",
     "activation_scaler.json",
     "params.npz",
@@ -109,7 +111,7 @@ def load(
             `google/gemma-scope-2b-pt-res:layer_12/width_16k/average_l0_82`,
             `jbloom/GPT2-Small-SAEs-Reformatted:blocks.8.hook_resid_pre` or
             `ckkissane/attn-saes-gpt2-small-all-layers:{run}.pt`. What is in the local cache is used as it is there.
-        hook: where it belongs, if the file does not say (dictionary_learning never does) or is wrong.
+        hook: where it belongs, if the file does not say (dictionary_learning and sparsify never do) or is wrong.
         scale: the SAE was trained on scale · x; only for files that want it and do not tell.
         unit_norm: make decoder rows unit and scale the latents to match, the function staying the same. False leaves
             them, which a topk with other rows needs, unless it compares by norm already.
@@ -118,7 +120,7 @@ def load(
     Activations must be those the SAE was trained on. Attention-output SAEs expect TransformerLens' processing (layer
     norm folded, value biases folded into b_O, heads concatenated), and the residual SAEs of GPT-2 its centred stream:
     what `models.load` returns. dictionary_learning trains on raw Hugging Face activations, whose residual stream is
-    not centred. Gemma Scope never saw a BOS token.
+    not centred, and so does sparsify. Gemma Scope never saw a BOS token.
 
     Errors: `ValueError` for a missing, truncated or corrupt file, tensors that are missing, transposed, of a wrong
         type or not finite, an unknown architecture or a transcoder, a topk without k, and a normalisation that
@@ -195,6 +197,8 @@ def _read(path: Path, name: str) -> Stored:
             found = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"
             raise ValueError(f"no SAE in {path}: expected one of {', '.join(_MAIN)}, found {found}")
         path = main[0]
+    if path.name == "sae.safetensors" or (path.name == "cfg.json" and (path.parent / "sae.safetensors").is_file()):
+        return readers.sparsify(path.parent)
     if path.name in ("cfg.json", "sae_weights.safetensors"):
         return readers.sae_lens(path.parent)
     if path.suffix == ".npz":
@@ -259,7 +263,12 @@ def _hub(source: str, revision: str | None) -> Path:
 def _complete(path: Path) -> bool:
     """Whether all files that the format needs are there."""
     if path.is_dir():
-        pairs = (("cfg.json", "sae_weights.safetensors"), ("params.npz",), ("ae.pt", "config.json"))
+        pairs = (
+            ("cfg.json", "sae_weights.safetensors"),
+            ("cfg.json", "sae.safetensors"),
+            ("params.npz",),
+            ("ae.pt", "config.json"),
+        )
         return any(all((path / name).is_file() for name in names) for names in pairs)
     config = "config.json" if path.name == "ae.pt" else f"{path.stem}_cfg.json"
     return path.is_file() and (path.suffix == ".npz" or path.with_name(config).is_file())

@@ -54,6 +54,17 @@ _DICTIONARIES: dict[str, tuple[str, bool, dict[str, str]]] = {
 """Class of dictionary_learning: kind, whether it centres its input, and its names for our tensors."""
 
 
+_SPARSIFY: dict[str, str | bool] = {
+    "activation": "topk",
+    "signed": False,
+    "skip_connection": False,
+    "embed_skip": False,
+    "gram_lookup": False,
+    "transcode": False,
+}
+"""Settings of sparsify that change the function, and what they are in a plain SAE; its files have some of them."""
+
+
 def sae_lens(folder: Path) -> Stored:
     """A SAELens folder: `cfg.json` of version 6 and later, or flat as before, and `sae_weights.safetensors`."""
     place = str(folder)
@@ -187,6 +198,26 @@ def dictionary_learning(path: Path) -> Stored:
         shape=(_whole(place, trainer, "activation_dim"), _whole(place, trainer, "dict_size")),
         centred=centred,
     )
+
+
+def sparsify(folder: Path) -> Stored:
+    """`cfg.json` and `sae.safetensors` of EleutherAI's sparsify: relu(encoder(x - b_dec)), the k largest of a token."""
+    place, cfg, path = str(folder), _json(folder / "cfg.json"), folder / "sae.safetensors"
+    for name, plain in _SPARSIFY.items():
+        if cfg.get(name, plain) != plain:
+            raise ValueError(
+                f"{place} is of EleutherAI's sparsify with {name} = {cfg[name]!r}, which is no plain TopK SAE; only "
+                f"{name} = {plain!r} can be read"
+            )
+    tensors = {_WEIGHTS.get(n, n): v for n, v in _safetensors(path).items()}
+    if "W_enc" in tensors and tensors["W_enc"].ndim == 2:  # torch.nn.Linear keeps [out, in]; W_dec is as ours
+        tensors["W_enc"] = tensors["W_enc"].mT
+    d_in = _whole(place, cfg, "d_in")
+    width = (
+        _whole(place, cfg, "num_latents") if cfg.get("num_latents") else d_in * _whole(place, cfg, "expansion_factor")
+    )
+    facts = {"config": cfg, "sha256": _sha256(path)}
+    return Stored(place, "topk", tensors, k=cfg.get("k"), facts=facts, shape=(d_in, width))
 
 
 def _part(place: str, cfg: dict[str, Any], name: str) -> dict[str, Any]:

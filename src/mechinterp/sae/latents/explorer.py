@@ -41,6 +41,7 @@ def latent_views(
     views: list[dict[str, Sequence[Any]]] = []
     for d, j in enumerate(strongest.tolist()):
         by_head, by_source = moved[d].sum(1), moved[d].sum(0)
+        first = by_head.topk(min(3, len(by_head))).indices.tolist()
         reach = by_source.abs().max().clamp(min=1e-9)
         parts = recursive_dfa(model, saes, tokens, layer, d, j, top=2)
         views.append(
@@ -51,7 +52,7 @@ def latent_views(
                     for s in by_source.topk(min(n, d + 1)).indices.tolist()
                     if by_source[s] > 0
                 ],
-                "through heads": [(str(Head(layer, h)), by_head[h].item()) for h in by_head.topk(3).indices.tolist()],
+                "through heads": [(str(Head(layer, h)), by_head[h].item()) for h in first],
                 "it promotes": [token_text(model.tokenizer, t) for t in promoted[d].tolist()],
                 "made of": [str(t) for t in parts.top(n + 2)],
                 "and those of": [
