@@ -300,7 +300,7 @@ def test_questions_that_cannot_be_answered(tiny: Any, tokens: Tensor) -> None:
     with pytest.raises(ValueError, match="top must be at least 1"):
         feature_activations(tiny, sae, tokens, top=0)
     with pytest.raises(ValueError, match="no token of the text counts"):
-        feature_activations(tiny, sae, torch.zeros_like(tokens), skip=[0])
+        feature_activations(tiny, sae, torch.full_like(tokens, 3), skip=[3])
     with pytest.raises(ValueError, match=r"record is of 80 latents at blocks\.1"):
         top_examples(tiny, replace(sae, hook="blocks.2.attn.hook_z"), record, [1])
     with pytest.raises(ValueError, match=r"latents must lie in 0\.\.79, got 3\.\.80"):
