@@ -233,7 +233,7 @@ class Store(_Shuffled):
 
     @property
     def digest(self) -> str:
-        """A name for all that makes the activations: the model, the text, the hooks, block size, skip and precision.
+        """A name for all that makes the activations (model, text, hooks, block size, skip and precision).
 
         Every byte of the weights counts; they are read again when they have changed.
         """
@@ -293,6 +293,6 @@ class Given(_Shuffled):
 
     @property
     def digest(self) -> str:
-        """A name for the activations: every byte counts."""
+        """A name for the activations, in which every byte counts."""
         parts = [hook.encode() + content(x) for hook, x in self.x.items()]
         return hashlib.sha256(b"".join(parts)).hexdigest()[:16]

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -258,7 +259,9 @@ def test_neither_order_nor_name_nor_scale_matters(tokens: torch.Tensor) -> None:
     other = study(tokens, {"x": f[..., :3], "y": 4 * f.flip(-1)}, decode, support=2, progress=False)
     assert one.scores["a"].explanations == other.scores["y"].explanations[::-1]
     assert one.scores["b"].explanations == one.scores["a"].explanations[:3] == other.scores["x"].explanations
-    assert one.scores["a"].explanations[0] == explain(tokens, f[..., 0], decode, support=2)
+    first, alone = one.scores["a"].explanations[0], explain(tokens, f[..., 0], decode, support=2)
+    assert alone.correlation == pytest.approx(first.correlation)  # sums in another order, on some processors
+    assert replace(alone, correlation=first.correlation) == first
 
 
 def test_same_seed_same_study(tokens: torch.Tensor) -> None:
