@@ -8,7 +8,8 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaFo
 
 from mechinterp.datasets.ordinals import TASKS
 from mechinterp.heads import Head, all_heads
-from mechinterp.models import behaviours, organisms, to_bridge
+from mechinterp.lab import behaviours
+from mechinterp.models import organisms, to_bridge
 from mechinterp.successor import (
     class_of,
     classes,

@@ -208,8 +208,8 @@ def text_rows(scale: ScaleName, n: int, text: str) -> Int[Tensor, "row pos"]:
     Args:
         text: a folder with files `train*.txt` or `train*.txt.xz`, or a dataset of the hub.
     """
+    from mechinterp.lab.mixture import read_texts
     from mechinterp.models import load_tokenizer
-    from mechinterp.models.mixture import read_texts
 
     length, tokenizer = PLANS[scale].length, load_tokenizer(PLANS[scale].model)
     if not Path(text).is_dir():

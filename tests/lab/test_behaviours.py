@@ -9,7 +9,8 @@ import torch
 
 from mechinterp.datasets.ioi import NAMES, single_token
 from mechinterp.datasets.ordinals import TASKS
-from mechinterp.models import behaviours, organisms
+from mechinterp.lab import behaviours
+from mechinterp.models import organisms
 
 
 def test_random_weights_can_do_nothing(tiny: Any) -> None:
