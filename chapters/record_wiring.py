@@ -2,7 +2,8 @@
 
 The values come from the package's committed results of the commands
 `python -m mechinterp.circuits.weight_edges` and
-`python -m mechinterp.copy_suppression.weight_edges`, which need GPT-2's attention weights.
+`python -m mechinterp.copy_suppression.weight_edges`, which need GPT-2's attention
+weights.
 """
 
 import hashlib
