@@ -41,13 +41,6 @@ def test_succession_prompts_end_before_the_answer() -> None:
         behaviours.succession_prompts("far")
 
 
-def test_successor_scores_have_every_head_and_are_low_at_random(tiny: Any) -> None:
-    scores = behaviours.successor_scores(tiny, TASKS["months"])
-    assert scores.shape == (3, 4)
-    assert scores.max() < 0.6
-    assert ((scores * 12) % 1).abs().max() < 1e-5, "twelve pairs, so twelfths"
-
-
 class Copier:
     """A stand-in that puts all its probability on names, with a given preference for the names in the row."""
 

@@ -21,6 +21,7 @@ from mechinterp.files import atomic_write
 from mechinterp.lab.export import save
 from mechinterp.lab.training import Config
 from mechinterp.models.load import LAB, load
+from mechinterp.successor import successor_scores
 
 TABLE = LAB / "emergence.json"
 
@@ -29,13 +30,13 @@ def measure(model: Any) -> dict[str, float]:
     """What one snapshot can do, and its best successor head by weights: mean score over the eight tasks."""
     from mechinterp.lab import behaviours
 
-    scores = torch.stack([behaviours.successor_scores(model, task) for task in TASKS.values()]).mean(0)
+    scores = successor_scores(model)
     return {
         "IOI accuracy": behaviours.indirect_objects(model, n=200)["accuracy"],
         "induction accuracy": behaviours.induction(model, n=16)["accuracy"],
         "succession, item adjacent": behaviours.succession(model, "adjacent")["all"],
         "succession, item some tokens back": behaviours.succession(model, "fetched")["all"],
-        "best successor score": scores.max().item(),
+        "best successor score": torch.stack([scores.score(name) for name in TASKS]).mean(0).max().item(),
         "share of mass on repeated items": behaviours.no_repetition(model)["repeated"],
     }
 
