@@ -20,9 +20,9 @@ import numpy as np
 
 from mechinterp import models
 from mechinterp.files import atomic_write
-from mechinterp.models.behaviours import text_loss
+from mechinterp.lab.behaviours import text_loss
+from mechinterp.lab.mixture import encode_corpus, read_texts
 from mechinterp.models.load import LAB
-from mechinterp.models.mixture import encode_corpus, read_texts
 
 WINDOW = 255
 

@@ -10,7 +10,7 @@ import mechinterp
 from mechinterp import cli
 from mechinterp.claims import Entry, Results, write_results
 
-LAB = Path(mechinterp.__file__).parent / "models/lab"
+LAB = Path(mechinterp.__file__).parent / "lab/model"
 COMMANDS = (
     [],
     ["models"],

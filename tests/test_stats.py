@@ -1,9 +1,9 @@
-"""Bootstrap intervals: coverage, seeds, statistics and bad samples."""
+"""Bootstrap intervals and ratios of means: coverage, seeds, statistics and bad samples."""
 
 import pytest
 import torch
 
-from mechinterp.stats import bootstrap
+from mechinterp.stats import bootstrap, ratio_of_means
 
 
 def test_covers_the_true_mean_about_as_often_as_it_says() -> None:
@@ -59,3 +59,29 @@ def test_any_statistic_keeps_rows_together() -> None:
 def test_bad_samples_are_refused(values: torch.Tensor, options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         bootstrap(values, **options)
+
+
+def test_a_ratio_of_means_is_a_share_of_the_sum_and_not_the_mean_share() -> None:
+    pairs = torch.tensor([[1.0, 1.0], [1.0, 9.0]])
+    assert ratio_of_means(pairs).item() == pytest.approx(0.2)
+    assert ratio_of_means(pairs * torch.tensor([3.0, 1.0])).item() == pytest.approx(0.6)
+    assert ratio_of_means(-pairs).item() == pytest.approx(0.2)
+
+
+def test_the_interval_of_a_ratio_keeps_pairs_together() -> None:
+    """Numerators that are a fixed share of their denominators leave no doubt about the share."""
+    whole = torch.rand(50, generator=torch.Generator().manual_seed(0)) + 0.1
+    lo, hi = bootstrap(torch.stack([0.3 * whole, whole], 1), statistic=ratio_of_means)
+    assert (lo, hi) == pytest.approx((0.3, 0.3), abs=1e-6)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("shape", [(0, 2), (3,), (3, 3), (2, 3)])
+def test_a_ratio_needs_pairs(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="needs pairs"):
+        ratio_of_means(torch.ones(shape))
+
+
+def test_a_ratio_over_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="mean 0"):
+        ratio_of_means(torch.tensor([[1.0, 1.0], [1.0, -1.0]]))

@@ -36,7 +36,7 @@ class ModelCard(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Read the card that ships with the package."""
-        path = files("mechinterp").joinpath("models/lab/card.json")
+        path = files("mechinterp").joinpath("lab/model/card.json")
         if not path.is_file():
             return [nodes.paragraph(text="The lab model has not been trained yet.")]
         return [nodes.raw("", _card(json.loads(path.read_text(encoding="utf8"))), format="html")]

@@ -130,8 +130,8 @@ def models_train(
         _restart_with_malloc()
         import torch
 
-        from mechinterp.models import recipe
-        from mechinterp.models.training import Config
+        from mechinterp.lab import recipe
+        from mechinterp.lab.training import Config
 
         if threads:
             torch.set_num_threads(threads)

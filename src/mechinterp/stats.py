@@ -11,6 +11,27 @@ def mean(values: Tensor) -> Tensor:
     return values.mean(0)
 
 
+def ratio_of_means(pairs: Tensor) -> Tensor:
+    """Mean of the first column over the mean of the second, Σ a / Σ b: a share of a whole, over prompts.
+
+    Better than the mean of a / b, which one small denominator decides. Give it to `bootstrap` as the statistic.
+
+    Args:
+        pairs: `[sample 2]`, numerator and denominator of each sample.
+
+    Errors: `ValueError` for another shape, or denominators whose mean is 0.
+
+    >>> ratio_of_means(torch.tensor([[1.0, 4.0], [2.0, 0.0]]))
+    tensor(0.7500)
+    """
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or len(pairs) == 0:
+        raise ValueError(f"a ratio of means needs pairs, [sample 2], not shape {tuple(pairs.shape)}")
+    top, bottom = pairs.mean(0)
+    if bottom == 0:
+        raise ValueError("the denominators of a ratio of means have the mean 0: there is nothing to take a share of")
+    return top / bottom
+
+
 def bootstrap(
     values: Tensor,
     statistic: Callable[[Tensor], Tensor] = mean,

@@ -5,9 +5,36 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechinterp.datasets.repeats import behind_pairs, followers, passage_twice, text_twice
+from mechinterp.datasets.repeats import behind_pairs, followers, passage_twice, repeated_tokens, text_twice
 
 VOCABULARY = torch.arange(1, 400)
+
+
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(1, 5), length=st.integers(1, 9), seed=st.integers(0, 10**6), bos=st.sampled_from([None, 0, 7]))
+def test_random_tokens_stand_twice(n: int, length: int, seed: int, bos: int | None) -> None:
+    rows = repeated_tokens(50, n, length, seed, bos)
+    body = rows if bos is None else rows[:, 1:]
+    assert rows.shape == (n, 2 * length + (bos is not None))
+    assert bos is None or (rows[:, 0] == bos).all()
+    assert torch.equal(body[:, :length], body[:, length:])
+    assert body.min() >= 1
+    assert body.max() < 50
+    assert torch.equal(rows, repeated_tokens(50, n, length, seed, bos))
+
+
+def test_the_stream_of_random_tokens_is_that_of_the_committed_results() -> None:
+    """Induction scores and the model card were measured on these rows; another stream would change them."""
+    generator = torch.Generator().manual_seed(3)
+    block = torch.randint(1, 8192, (4, 10), generator=generator)
+    assert torch.equal(repeated_tokens(8192, 4, 10, 3, bos=0)[:, 1:], torch.cat([block, block], 1))
+    assert not torch.equal(repeated_tokens(8192, 4, 10, 3), repeated_tokens(8192, 4, 10, 4))
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 3), (50, 0, 3), (50, 2, 0)])
+def test_no_random_tokens_to_repeat(sizes: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="at least 1, 1 and 2 are needed"):
+        repeated_tokens(*sizes, seed=0)
 
 
 @settings(max_examples=60, deadline=None)

@@ -7,8 +7,8 @@ from torch import Tensor
 from mechinterp.datasets.ioi import IOIDataset
 from mechinterp.heads import Head, all_heads
 from mechinterp.models import organisms
+from mechinterp.models.handmade import Wiring, build, spaces
 from mechinterp.models.organisms import Organism
-from mechinterp.models.wiring import Wiring, build, spaces
 
 
 def patterns(organism: Organism, tokens: Tensor) -> dict[Head, Tensor]:

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from mechinterp.circuits.circuit import Circuit, Setting, evaluate, keep, score, score_without
 from mechinterp.heads import Head
-from mechinterp.stats import bootstrap
+from mechinterp.stats import bootstrap, ratio_of_means
 
 Interval = tuple[float, float]
 
@@ -54,10 +53,6 @@ class Minimality:
     interval: Interval
 
 
-def _ratio(pair: Float[Tensor, "prompt 2"]) -> Tensor:
-    return pair[:, 0].mean() / pair[:, 1].mean()
-
-
 def _size(x: Tensor) -> Tensor:
     return x.mean(0).abs()
 
@@ -71,8 +66,8 @@ def faithfulness(setting: Setting, circuit: Circuit) -> Faithfulness:
         circuit=alone.mean().item(),
         difference=(model - alone).mean().item(),
         difference_interval=bootstrap(model - alone),
-        recovered=_ratio(pair).item(),
-        recovered_interval=bootstrap(pair, statistic=_ratio),
+        recovered=ratio_of_means(pair).item(),
+        recovered_interval=bootstrap(pair, statistic=ratio_of_means),
     )
 
 
@@ -178,7 +173,7 @@ def minimality(
             removed=tuple(sets[v]),
             before=before.mean().item(),
             after=after.mean().item(),
-            share=_ratio(pair).abs().item(),
-            interval=bootstrap(pair, statistic=lambda p: _ratio(p).abs()),
+            share=ratio_of_means(pair).abs().item(),
+            interval=bootstrap(pair, statistic=lambda p: ratio_of_means(p).abs()),
         )
     return results

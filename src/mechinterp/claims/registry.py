@@ -2,13 +2,13 @@
 
 from difflib import get_close_matches
 
-from mechinterp.claims.attention_output_saes import ATTENTION_OUTPUT_SAES
-from mechinterp.claims.copy_suppression import COPY_SUPPRESSION
-from mechinterp.claims.gated_vs_jumprelu import GATED_VS_JUMPRELU
-from mechinterp.claims.grokking_efficiency import GROKKING_EFFICIENCY
-from mechinterp.claims.ioi import IOI
+from mechinterp.claims.papers.attention_output_saes import ATTENTION_OUTPUT_SAES
+from mechinterp.claims.papers.copy_suppression import COPY_SUPPRESSION
+from mechinterp.claims.papers.gated_vs_jumprelu import GATED_VS_JUMPRELU
+from mechinterp.claims.papers.grokking_efficiency import GROKKING_EFFICIENCY
+from mechinterp.claims.papers.ioi import IOI
+from mechinterp.claims.papers.successor_heads import SUCCESSOR_HEADS
 from mechinterp.claims.statement import Claim
-from mechinterp.claims.successor_heads import SUCCESSOR_HEADS
 
 CLAIMS: dict[str, dict[str, Claim]] = {
     "ioi": {entry.id: entry for entry in IOI},

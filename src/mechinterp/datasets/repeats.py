@@ -7,6 +7,22 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 
+def repeated_tokens(vocab: int, n: int, length: int, seed: int, bos: int | None = None) -> Int[Tensor, "prompt pos"]:
+    """`n` rows of `length` random tokens followed by the same again (AA), after `bos` if one is given.
+
+    Tokens are drawn uniformly, with repetition, from 1 to `vocab` − 1: token 0 is left to the BOS of most tokenizers.
+
+    Errors: `ValueError` for a vocabulary without such tokens, no rows, or an empty block.
+
+    >>> repeated_tokens(8, 1, 3, seed=0, bos=0)
+    tensor([[0, 5, 4, 1, 5, 4, 1]])
+    """
+    if vocab < 2 or n < 1 or length < 1:
+        raise ValueError(f"{n} rows of {length} tokens from a vocabulary of {vocab}: at least 1, 1 and 2 are needed")
+    block = torch.randint(1, vocab, (n, length), generator=torch.Generator().manual_seed(seed))
+    return torch.cat([block, block] if bos is None else [torch.full((n, 1), bos), block, block], 1)
+
+
 @dataclass(frozen=True)
 class Repeats:
     """Rows of different tokens, but for a passage that stands twice.

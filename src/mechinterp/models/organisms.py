@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mechinterp.datasets.ioi import IOIDataset
 from mechinterp.heads import Head
-from mechinterp.models.wiring import SCRATCH, Spaces, Wiring, build, spaces
+from mechinterp.models.handmade import SCRATCH, Spaces, Wiring, build, spaces
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -271,9 +271,9 @@ def ioi_prompts(n: int, *, seed: int = 0) -> IOIDataset:
 
 def control(organism: Organism, *, seed: int = 0) -> Organism:
     """The organism's shape with random weights and no roles: a method must find nothing in it."""
+    from mechinterp.models.handmade import tokenizer
     from mechinterp.models.load import to_bridge
     from mechinterp.models.rehearsal import rehearsal
-    from mechinterp.models.wiring import tokenizer
 
     cfg = organism.model.cfg
     shape = {"n_layer": cfg.n_layers, "n_head": cfg.n_heads, "n_embd": cfg.d_model, "n_positions": cfg.n_ctx}

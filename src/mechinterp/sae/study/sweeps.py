@@ -220,7 +220,6 @@ def text_rows(scale: ScaleName, n: int, text: str) -> Int[Tensor, "row pos"]:
 @lru_cache(maxsize=1)
 def _text_rows(scale: ScaleName, model: str, length: int, n: int, text: str, content: str) -> Tensor:
     from mechinterp.models import load_tokenizer
-    from mechinterp.models.mixture import read_texts
 
     tokenizer = load_tokenizer(model)
     if not Path(text).is_dir():

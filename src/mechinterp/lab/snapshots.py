@@ -1,6 +1,6 @@
 """When did what emerge? Behaviours of the lab model along its training.
 
-    python -m mechinterp.models.snapshots RUN [--json FILE]
+    python -m mechinterp.lab.snapshots RUN [--json FILE]
 
 measures every snapshot of a run of `mechinterp models train lab`. The table that ships with the package was made from
 the shipped model's own run.
@@ -18,24 +18,25 @@ from tokenizers import Tokenizer
 
 from mechinterp.datasets.ordinals import TASKS
 from mechinterp.files import atomic_write
-from mechinterp.models.export import save
+from mechinterp.lab.export import save
+from mechinterp.lab.training import Config
 from mechinterp.models.load import LAB, load
-from mechinterp.models.training import Config
+from mechinterp.successor import successor_scores
 
 TABLE = LAB / "emergence.json"
 
 
 def measure(model: Any) -> dict[str, float]:
     """What one snapshot can do, and its best successor head by weights: mean score over the eight tasks."""
-    from mechinterp.models import behaviours
+    from mechinterp.lab import behaviours
 
-    scores = torch.stack([behaviours.successor_scores(model, task) for task in TASKS.values()]).mean(0)
+    scores = successor_scores(model)
     return {
         "IOI accuracy": behaviours.indirect_objects(model, n=200)["accuracy"],
         "induction accuracy": behaviours.induction(model, n=16)["accuracy"],
         "succession, item adjacent": behaviours.succession(model, "adjacent")["all"],
         "succession, item some tokens back": behaviours.succession(model, "fetched")["all"],
-        "best successor score": scores.max().item(),
+        "best successor score": torch.stack([scores.score(name) for name in TASKS]).mean(0).max().item(),
         "share of mass on repeated items": behaviours.no_repetition(model)["repeated"],
     }
 

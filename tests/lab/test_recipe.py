@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 
 import mechinterp
-from mechinterp.models import recipe
-from mechinterp.models.training import Config
+from mechinterp.lab import recipe
+from mechinterp.lab.training import Config
 
-TOKENIZER = Path(mechinterp.__file__).parent / "models/lab/tokenizer.json"
+TOKENIZER = Path(mechinterp.__file__).parent / "lab/model/tokenizer.json"
 TINY = Config(n_layers=2, n_heads=2, d_model=16, n_ctx=24, vocab_size=8192, batch=2, steps=2)
 
 

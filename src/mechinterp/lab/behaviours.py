@@ -14,6 +14,8 @@ from torch import Tensor
 
 from mechinterp.datasets import generated, ioi
 from mechinterp.datasets.ordinals import TASKS, Task
+from mechinterp.datasets.repeats import repeated_tokens
+from mechinterp.successor import successor_scores
 
 FILLER = (
     "the man came back to the house with a letter",
@@ -47,9 +49,7 @@ def indirect_objects(model: Any, *, n: int = 600, seed: int = 0, seen: bool = Fa
 
 def induction(model: Any, *, n: int = 32, length: int = 50, seed: int = 0) -> dict[str, float]:
     """Accuracy on the second copy of uniformly random tokens, and the loss on either copy (nats)."""
-    generator = torch.Generator().manual_seed(seed)
-    block = torch.randint(1, model.cfg.d_vocab, (n, length), generator=generator)
-    tokens = torch.cat([torch.full((n, 1), model.tokenizer.bos_token_id), block, block], 1)
+    tokens = repeated_tokens(model.cfg.d_vocab, n, length, seed, bos=model.tokenizer.bos_token_id)
     logits = forward(model, tokens)[:, :-1].log_softmax(-1)
     target = tokens[:, 1:].to(logits.device)
     loss = -logits.gather(-1, target[..., None])[..., 0]
@@ -90,23 +90,6 @@ def succession(model: Any, kind: str) -> dict[str, float]:
         rates[task.name] = float(np.mean(right))
         hits += right
     return {"all": float(np.mean(hits)), **rates}
-
-
-@torch.no_grad()
-def successor_scores(model: Any, task: Task) -> Float[Tensor, "layer head"]:
-    """Weights-only successor score of every head (Gould et al.): no prompt, no attention.
-
-    Reads each word as W_E + MLP0(LN2(W_E)), writes it through W_V W_O, and asks whether the true
-    successor has the highest logit among the words of the task. Biases are left out.
-    """
-    index = {w: i for i, w in enumerate(task.words)}
-    ids = torch.tensor([ioi.single_token(model.tokenizer, w) for w in task.words])
-    x = model.W_E[ids]
-    x = x + model.blocks[0].mlp(model.blocks[0].ln2(x[None]))[0]
-    x = model.blocks[1].ln1(x[None])[0]
-    out = torch.einsum("wd,lhde,lhef,fv->lhwv", x, model.W_V, model.W_O, model.W_U[:, ids])
-    source, target = zip(*((index[a], index[b]) for a, b in task.pairs()), strict=True)
-    return (out[:, :, list(source)].argmax(-1) == torch.tensor(target, device=out.device)).float().mean(-1)
 
 
 def no_repetition(model: Any, *, n: int = 64, size: int = 8, rows: int = 3, seed: int = 0) -> dict[str, float]:
@@ -153,16 +136,15 @@ def text_loss(model: Any, ids: Int[np.ndarray, " token"], *, windows: int = 200)
 
 def card(model: Any, held_out: Int[np.ndarray, " token"] | None = None) -> dict[str, Any]:
     """Every measurement, as it stands on the model card."""
-    scores = {task.name: successor_scores(model, task) for task in TASKS.values()}
-    best = {name: divmod(int(s.argmax()), model.cfg.n_heads) for name, s in scores.items()}
+    scores = successor_scores(model)
     result: dict[str, Any] = {
         "IOI, held-out pairs and templates": indirect_objects(model),
         "IOI, seen pairs, held-out templates": indirect_objects(model, seen=True),
         "induction on random tokens": induction(model),
         "succession, item adjacent": succession(model, "adjacent"),
         "succession, item some tokens back": succession(model, "fetched"),
-        "best successor score from weights": {name: s.max().item() for name, s in scores.items()},
-        "head with that score": {name: "{}.{}".format(*best[name]) for name in scores},
+        "best successor score from weights": {name: scores.score(name).max().item() for name in TASKS},
+        "head with that score": {name: str(scores.best(name)) for name in TASKS},
         "lists without repetition": no_repetition(model),
     }
     if held_out is not None:

@@ -16,11 +16,9 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
-from mechinterp.models import load, load_tokenizer
-from mechinterp.models.export import save, to_hugging_face
-from mechinterp.models.load import LAB
-from mechinterp.models.mixture import Mixture
-from mechinterp.models.training import (
+from mechinterp.lab.export import save, to_hugging_face
+from mechinterp.lab.mixture import Mixture
+from mechinterp.lab.training import (
     Config,
     Weights,
     _BlockLoss,
@@ -30,6 +28,8 @@ from mechinterp.models.training import (
     schedule,
     train,
 )
+from mechinterp.models import load, load_tokenizer
+from mechinterp.models.load import LAB
 
 SMALL = Config(n_layers=2, n_heads=2, d_model=32, n_ctx=32, batch=4, steps=12, warmup=2)
 
@@ -90,8 +90,8 @@ def test_a_killed_process_resumes_to_the_same_losses(
         import numpy as np, torch
         from pathlib import Path
         from tokenizers import Tokenizer
-        from mechinterp.models import training
-        from mechinterp.models.mixture import Mixture
+        from mechinterp.lab import training
+        from mechinterp.lab.mixture import Mixture
 
         torch.set_num_threads(1)
         class Doomed(Mixture):
@@ -204,7 +204,7 @@ def hugging_face(weights: Weights) -> GPT2LMHeadModel:
     """The export loaded into transformers' own model, every tensor used."""
     from transformers import GPT2Config
 
-    from mechinterp.models.export import hugging_face_config
+    from mechinterp.lab.export import hugging_face_config
 
     model = GPT2LMHeadModel(GPT2Config(**hugging_face_config(SMALL))).float().eval()
     missing, unexpected = model.load_state_dict(to_hugging_face(weights, SMALL), strict=False)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mechinterp.attention import HeadWeights
-from mechinterp.circuits import PAPER_CIRCUIT, from_roles, wiring
+from mechinterp.circuits import PAPER_CIRCUIT, from_roles, weight_edges
 from mechinterp.heads import Head
 from mechinterp.models import organisms
 
@@ -15,7 +15,7 @@ from mechinterp.models import organisms
 def test_the_organism_s_edges_lead_everywhere() -> None:
     organism = organisms.ioi_circuit()
     circuit = from_roles({role: organism.heads(role) for role in dict.fromkeys(organism.roles.values())})
-    result = wiring.wiring(HeadWeights.of(organism.model), circuit, name="organism")
+    result = weight_edges.wiring(HeadWeights.of(organism.model), circuit, name="organism")
     assert result.shares()["IOI-W1"] == result.shares()["IOI-W2"] == result.shares()["IOI-W3"] == 1
 
 
@@ -29,7 +29,7 @@ def test_random_weights_lead_as_often_as_chance_says() -> None:
     for _ in range(40):
         read = [torch.randn(shape, generator=g) for _ in range(3)]
         weights = HeadWeights(*read, torch.randn(6, 4, 8, 32, generator=g))
-        for c in wiring.wiring(weights, from_roles(names)).connections:
+        for c in weight_edges.wiring(weights, from_roles(names)).connections:
             led.append(min(c.ranks.values()) == 1)
             expected.append(len(c.ranks) / c.earlier)
     share, chance = sum(led) / len(led), sum(expected) / len(expected)
@@ -37,19 +37,19 @@ def test_random_weights_lead_as_often_as_chance_says() -> None:
 
 
 def test_a_result_is_written_and_read_back(tmp_path: Path) -> None:
-    result = wiring.gpt2()
-    wiring.save(result, tmp_path / "new" / "wiring.json")
-    assert wiring.load(tmp_path / "new" / "wiring.json") == result
+    result = weight_edges.gpt2()
+    weight_edges.save(result, tmp_path / "new" / "wiring.json")
+    assert weight_edges.load(tmp_path / "new" / "wiring.json") == result
     with pytest.raises(ValueError, match="no wiring result at"):
-        wiring.load(tmp_path / "other.json")
+        weight_edges.load(tmp_path / "other.json")
     (tmp_path / "half.json").write_text((tmp_path / "new" / "wiring.json").read_text()[:200])
     with pytest.raises(ValueError, match="not a whole wiring result"):
-        wiring.load(tmp_path / "half.json")
+        weight_edges.load(tmp_path / "half.json")
 
 
 def test_the_committed_result_is_what_the_real_weights_give(shared: Path) -> None:
-    committed = wiring.gpt2()
-    again = wiring.wiring(HeadWeights.load(shared / "gpt2_attention"), PAPER_CIRCUIT, name=committed.weights)
+    committed = weight_edges.gpt2()
+    again = weight_edges.wiring(HeadWeights.load(shared / "gpt2_attention"), PAPER_CIRCUIT, name=committed.weights)
     for old, new in zip(committed.connections, again.connections, strict=True):
         old_, new_ = asdict(old), asdict(new)
         assert old_.pop("scores") == pytest.approx(new_.pop("scores"), abs=2e-4)
@@ -58,7 +58,7 @@ def test_the_committed_result_is_what_the_real_weights_give(shared: Path) -> Non
 
 
 def test_the_command_prints_every_claim(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wiring.main(["--weights", str(shared / "gpt2_attention"), "--json", str(tmp_path / "w.json")])
+    weight_edges.main(["--weights", str(shared / "gpt2_attention"), "--json", str(tmp_path / "w.json")])
     printed = capsys.readouterr().out
     assert all(f"IOI-W{i}:" in printed for i in range(1, 5))
-    assert wiring.load(tmp_path / "w.json").connections == wiring.gpt2().connections
+    assert weight_edges.load(tmp_path / "w.json").connections == weight_edges.gpt2().connections

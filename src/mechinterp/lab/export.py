@@ -9,8 +9,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from mechinterp.files import atomic_write
-from mechinterp.models.mixture import EOT
-from mechinterp.models.training import Config, Weights
+from mechinterp.lab.mixture import EOT
+from mechinterp.lab.training import Config, Weights
 
 LARGEST = 16_000_000
 """Bytes that a model inside the package may take."""
@@ -28,7 +28,7 @@ def to_hugging_face(weights: Weights, config: Config) -> dict[str, Tensor]:
 
     Errors: `ValueError` for a weight that is missing, of another shape than the configuration's, or not finite.
 
-    >>> from mechinterp.models.training import Config, initial_weights
+    >>> from mechinterp.lab.training import Config, initial_weights
     >>> config = Config(n_layers=1, n_heads=2, d_model=8, n_ctx=4, vocab_size=16)
     >>> to_hugging_face(initial_weights(config), config)["transformer.h.0.attn.c_attn.weight"].shape
     torch.Size([8, 24])

@@ -1,6 +1,6 @@
 """The edges of a circuit tested on weights alone: does a head compose with those that it should read?
 
-    python -m mechinterp.circuits.wiring --weights gpt2 [--json FILE]
+    python -m mechinterp.circuits.weight_edges --weights gpt2 [--json FILE]
 
 ranks, for every head of the paper's circuit, all earlier heads by how much of what they write lies where it
 reads (`mechinterp.attention.composition`). `--weights` is a hub id, a folder, or a folder that has nothing
@@ -157,7 +157,9 @@ def save(result: Wiring, path: Path) -> None:
 def load(path: Path) -> Wiring:
     """Read a result; `ValueError` if the file is missing or not one."""
     if not path.is_file():
-        raise ValueError(f"no wiring result at {path}; make it with python -m mechinterp.circuits.wiring --json {path}")
+        raise ValueError(
+            f"no wiring result at {path}; make it with python -m mechinterp.circuits.weight_edges --json {path}"
+        )
     try:
         data = json.loads(path.read_text())
         return Wiring(data["weights"], tuple(Connection(**c) for c in data["connections"]), data["level"])

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mechinterp.files import atomic_write
-from mechinterp.models.mixture import Mixture
+from mechinterp.lab.mixture import Mixture
 
 Weights = dict[str, Tensor]
 

@@ -9,8 +9,8 @@ import torch
 from tokenizers import Tokenizer
 
 from mechinterp.datasets.generated import vocabulary
+from mechinterp.lab.mixture import EOT, Mixture, encode_corpus, fit_tokenizer, read_texts
 from mechinterp.models.load import LAB
-from mechinterp.models.mixture import EOT, Mixture, encode_corpus, fit_tokenizer, read_texts
 
 
 @pytest.fixture(scope="module")

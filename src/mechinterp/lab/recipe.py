@@ -18,9 +18,9 @@ from jaxtyping import Int
 from tokenizers import Tokenizer
 
 from mechinterp.files import atomic_write
-from mechinterp.models.export import save
-from mechinterp.models.mixture import Mixture, encode_corpus, fit_tokenizer, read_texts
-from mechinterp.models.training import Config, train
+from mechinterp.lab.export import save
+from mechinterp.lab.mixture import Mixture, encode_corpus, fit_tokenizer, read_texts
+from mechinterp.lab.training import Config, train
 
 FIT_CHARACTERS = 60_000_000
 """How much of the corpus the tokenizer is fitted on."""
@@ -127,8 +127,8 @@ def _encoded(path: Path, tokenizer: Tokenizer, texts: Callable[[], Iterator[str]
 
 
 def _measure(folder: Path, held_out: Int[np.ndarray, " token"]) -> dict[str, Any]:
+    from mechinterp.lab.behaviours import card
     from mechinterp.models import load
-    from mechinterp.models.behaviours import card
 
     return card(load(str(folder)), held_out)
 
