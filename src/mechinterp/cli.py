@@ -29,6 +29,8 @@ claims_app = typer.Typer(no_args_is_help=True, help="What the papers claim and w
 app.add_typer(models_app, name="models")
 app.add_typer(chapter_app, name="chapter")
 app.add_typer(claims_app, name="claims")
+# By name and address: PyPI's `mechinterp` is another author's package.
+INSTALL = 'pip install "mechinterp-book[book] @ git+https://github.com/mechinterp/mechinterp"'
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
 
 
@@ -41,7 +43,7 @@ def _plain_errors() -> Iterator[None]:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
     except ModuleNotFoundError as error:
-        typer.echo(f'error: {error.name} is missing; pip install "mechinterp[book]" brings it', err=True)
+        typer.echo(f"error: {error.name} is missing; {INSTALL} brings it", err=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         typer.echo("interrupted", err=True)
