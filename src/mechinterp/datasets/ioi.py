@@ -6,7 +6,7 @@ The prompt is an ABBA or a BABA prompt by the order of the first two mentions (A
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -78,6 +78,7 @@ class IOIDataset:
         positions: index of each named token: `IO`, `S1`, `S1+1`, `S2`, `END` (last prompt token).
         group: `2 * template + (order is BABA)`; prompts of a group share every named position.
         names: every name token the random corruptions may draw from.
+        kept: of the names, places and objects, how many are used of how many there were.
     """
 
     tokens: Int[Tensor, "prompt pos"]
@@ -86,6 +87,12 @@ class IOIDataset:
     positions: dict[str, Int[Tensor, " prompt"]]
     group: Int[Tensor, " prompt"]
     names: Int[Tensor, " name"]
+    kept: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        words = "".join(f", {few} of {all_} {what}" for what, (few, all_) in self.kept.items())
+        groups = len(self.group.unique())
+        return f"IOIDataset({len(self)} prompts in {groups} groups, at most {self.tokens.shape[1]} tokens{words})"
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -186,7 +193,9 @@ def make(
     seed: int = 0,
     templates: Sequence[int] = tuple(range(len(TEMPLATES))),
     orders: Sequence[Order] = ORDERS,
-    names: Sequence[str] = NAMES,
+    names: Sequence[str] | None = None,
+    places: Sequence[str] | None = None,
+    objects: Sequence[str] | None = None,
     pairs: Sequence[tuple[str, str]] | None = None,
     prepend_bos: bool = False,
     insert: Literal["IO", "S"] | None = None,
@@ -196,20 +205,21 @@ def make(
     """`n` IOI prompts, cycling through templates and orders so that every group has its share.
 
     Args:
-        tokenizer: any tokenizer in which names, places and objects are single tokens.
+        tokenizer: the model's; the prompts' names, places and objects are single tokens in it.
         seed: same seed, same prompts.
         templates: indices into `TEMPLATES`.
         orders: `ABBA` (IO first) and/or `BABA` (S first).
-        names: names to draw IO and S from, without replacement in a prompt.
+        names: names to draw IO and S from, without replacement in a prompt; by default those of `NAMES` that are one
+            token. `places` and `objects` likewise. `kept` of the result says how many these are.
         pairs: draw {IO, S} from these unordered pairs instead.
-        prepend_bos: start with the tokenizer's BOS token (GPT-2 was not trained with one).
+        prepend_bos: start with the tokenizer's BOS token (GPT-2 was not trained with one; SmolLM2's is a chat mark).
         insert: adversarial sentence naming IO or S between the two sentences (Figure 8); only
             templates with a sentence break can be used.
         prefix: text in front of the prompt, ending in a space.
         context: the model's context length, to refuse longer prompts.
 
-    Errors: `ValueError` for a word that is not one token, two equal names, no prompts, a prompt
-        longer than the context.
+    Errors: `ValueError` for a given word that is not one token, fewer than two names or no place or object that
+        is, two equal names, no prompts, a prompt longer than the context.
 
     >>> from mechinterp.models import load_tokenizer
     >>> data = make(load_tokenizer("lab"), 4, templates=[0], seed=0)
@@ -221,9 +231,12 @@ def make(
     if insert and not set(templates) <= set(TWO_SENTENCES):
         raise ValueError(f"insert needs templates with a sentence break: {TWO_SENTENCES}, not {tuple(templates)}")
     if prepend_bos and tokenizer.bos_token_id is None:
-        raise ValueError("prepend_bos: this tokenizer has no BOS token")
-    people = sorted({name for pair in pairs for name in pair}) if pairs is not None else list(names)
-    token = {word: single_token(tokenizer, word) for word in [*people, *PLACES, *OBJECTS]}
+        raise ValueError("this tokenizer has no BOS token to start with; leave prepend_bos out")
+    given = sorted({name for pair in pairs for name in pair}) if pairs is not None else names
+    people, few_names = _choose(tokenizer, "names", given, NAMES, least=2)
+    places, few_places = _choose(tokenizer, "places", places, PLACES)
+    objects, few_objects = _choose(tokenizer, "objects", objects, OBJECTS)
+    token = {word: single_token(tokenizer, word) for word in people}
     generator = torch.Generator().manual_seed(seed)
 
     def pick(k: int) -> int:
@@ -243,7 +256,7 @@ def make(
         if io == s:
             raise ValueError(f"IO and S must be two different names, got {io!r} twice")
         pair = (io, s) if order == "ABBA" else (s, io)
-        text = TEMPLATES[template].format(*pair, s, place=PLACES[pick(8)], object=OBJECTS[pick(8)])
+        text = TEMPLATES[template].format(*pair, s, place=places[pick(len(places))], object=objects[pick(len(objects))])
         named = [*pair, s]
         if insert:
             name = io if insert == "IO" else s
@@ -277,7 +290,26 @@ def make(
         },
         group=group,
         names=torch.tensor(sorted({token[name] for name in people})),
+        kept={"names": few_names, "places": few_places, "objects": few_objects},
     )
+
+
+def single_token_words(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], *, space: bool = True) -> list[str]:
+    """The words that are one token, in their order, with a leading space or without.
+
+    >>> from mechinterp.models import load_tokenizer
+    >>> single_token_words(load_tokenizer("lab"), ["Mary", "Zygmunt"])
+    ['Mary']
+    """
+
+    def single(word: str) -> bool:
+        try:
+            single_token(tokenizer, word, space=space)
+        except ValueError:
+            return False
+        return True
+
+    return [word for word in words if single(word)]
 
 
 def single_token(tokenizer: PreTrainedTokenizerBase, word: str, *, space: bool = True) -> int:
@@ -291,6 +323,23 @@ def single_token(tokenizer: PreTrainedTokenizerBase, word: str, *, space: bool =
     if ids[0] == tokenizer.unk_token_id and str(tokenizer.decode(ids)).strip() != word:
         raise ValueError(f"{text!r} is unknown to this tokenizer; use words that it has")
     return int(ids[0])
+
+
+def _choose(
+    tokenizer: PreTrainedTokenizerBase, what: str, given: Sequence[str] | None, default: Sequence[str], least: int = 1
+) -> tuple[list[str], tuple[int, int]]:
+    """The given words, all of them, or the default ones that are one token; and how many of how many."""
+    words = single_token_words(tokenizer, default) if given is None else list(given)
+    if given is None and len(words) < least:
+        raise ValueError(
+            f"only {len(words)} of the {len(default)} {what} are one token for this tokenizer, at least {least} are "
+            f"needed; give your own {what}"
+        )
+    if not words:
+        raise ValueError(f"no {what} to draw from; give some, or leave the argument out")
+    for word in words:
+        single_token(tokenizer, word)
+    return words, (len(words), len(default) if given is None else len(words))
 
 
 def held_out_pairs(names: Sequence[str] = NAMES) -> list[tuple[str, str]]:

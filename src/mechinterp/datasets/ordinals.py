@@ -3,6 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from transformers import PreTrainedTokenizerBase
+
+from mechinterp.datasets.ioi import single_token, single_token_words
+
 NUMBER_WORDS = (
     "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
     "sixteen seventeen eighteen nineteen twenty"
@@ -49,6 +53,17 @@ class Task:
     def pairs(self) -> list[tuple[str, str]]:
         """Every (word, successor), the wrap-around included for cyclic classes."""
         return [(w, nxt) for w in self.words if (nxt := self.successor(w)) is not None]
+
+
+def single_tokens(tokenizer: PreTrainedTokenizerBase, task: Task, *, space: bool = True) -> dict[str, int]:
+    """The words of a task that are one token, in order, with their ids; a tokenizer that splits digits keeps 1 to 9.
+
+    >>> from mechinterp.models import load_tokenizer
+    >>> len(single_tokens(load_tokenizer("lab"), TASKS["days"])), len(TASKS["days"].words)
+    (7, 7)
+    """
+    words = single_token_words(tokenizer, task.words, space=space)
+    return {word: single_token(tokenizer, word, space=space) for word in words}
 
 
 def _task(name: str, words: str, cyclic: bool = False, cut: int | None = None) -> Task:

@@ -39,14 +39,36 @@ def from_hub(name: str, *, column: str = "text", documents: int = 1000) -> list[
     return texts
 
 
+def bos_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that a text starts with, or None if the tokenizer has none.
+
+    A chat model's BOS token can be the mark of a turn, as `<|im_start|>` is SmolLM2's: running text never follows
+    it. It is taken for one if the chat template writes it and the tokenizer does not add it by itself.
+
+    >>> from mechinterp.models import load_tokenizer
+    >>> bos_id(load_tokenizer("lab"))
+    0
+    """
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return None
+    writes = str(tokenizer.bos_token) in str(getattr(tokenizer, "chat_template", None) or "")
+    return None if writes and tokenizer.encode("a")[:1] != [bos] else int(bos)
+
+
+def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    bos = bos_id(tokenizer)
+    return [] if bos is None else [bos]
+
+
 def token_rows(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], n: int, length: int) -> Int[Tensor, "doc pos"]:
-    """The first `n` texts that are long enough, each cut to `length` tokens, the BOS token before it among them.
+    """The first `n` texts that are long enough, each cut to `length` tokens, among them the BOS token (see `bos_id`).
 
     Errors: `ValueError` if fewer texts than `n` are long enough, saying how many.
     """
     if n < 1 or length < 2:
         raise ValueError(f"a row needs at least two tokens and there must be one row, got n={n}, length={length}")
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    start = _start(tokenizer)
     rows = []
     for text in texts:
         ids = [*start, *tokenizer.encode(text, add_special_tokens=False, verbose=False)]
@@ -68,7 +90,7 @@ def packed_rows(
     """
     if n < 1 or length < 2:
         raise ValueError(f"a row needs at least two tokens and there must be one row, got n={n}, length={length}")
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    start = _start(tokenizer)
     body, rows = length - len(start), []
     for text in texts:
         some = text if per_text is None else text[: 10 * body * per_text]  # English has 4 to 5 characters a token
@@ -81,7 +103,13 @@ def packed_rows(
 
 
 def generated_rows(tokenizer: PreTrainedTokenizerBase, n: int, length: int, *, seed: int = 0) -> Int[Tensor, "doc pos"]:
-    """Rows of generated documents as in the lab model's training, quoting the sample; each after a BOS token."""
+    """Rows of generated documents as in the lab model's training, quoting the sample; each after a BOS token.
+
+    Errors: `ValueError` if the tokenizer has no BOS token to put between documents.
+    """
+    bos = bos_id(tokenizer)
+    if bos is None:
+        raise ValueError("generated documents stand after a BOS token and this tokenizer has none; use packed_rows")
     rng = np.random.default_rng(seed)
     pool = tokenizer.encode(" ".join(sample()), add_special_tokens=False, verbose=False)
     kinds, weights = list(MIXTURE), np.array(list(MIXTURE.values()))
@@ -94,7 +122,7 @@ def generated_rows(tokenizer: PreTrainedTokenizerBase, n: int, length: int, *, s
     for _ in range(n):
         row: list[int] = []
         while len(row) < length:
-            row.append(int(tokenizer.bos_token_id))
+            row.append(bos)
             for piece in kinds[rng.choice(len(kinds), p=weights / weights.sum())](rng, quote):
                 row += tokenizer.encode(piece, add_special_tokens=False) if isinstance(piece, str) else piece
         rows.append(row[:length])

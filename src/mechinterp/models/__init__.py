@@ -1,5 +1,6 @@
-"""The one door to every model of the book: `load("lab")`, a hub id or a local folder."""
+"""The one door to every model of the book: `load("lab")`, a pretrained model, a hub id, a folder or a `.gguf` file."""
 
 from mechinterp.models.load import describe, load, load_tokenizer, sha256, to_bridge
+from mechinterp.models.pretrained import get
 
-__all__ = ["describe", "load", "load_tokenizer", "sha256", "to_bridge"]
+__all__ = ["describe", "get", "load", "load_tokenizer", "sha256", "to_bridge"]

