@@ -49,11 +49,16 @@ class HeadWeights:
         # Whether the next reader removes the mean is what counts, for writers as well.
         centres = all(layer.norm1.centres for layer in anatomy.layers)
         every = range(anatomy.size.n_heads)
-        parts = [
-            torch.stack([torch.stack([read(layer, h) for h in every]) for layer in anatomy.layers])
-            for read in (Layer.W_Q, Layer.W_K, Layer.W_V, Layer.writes)
-        ]
-        return cls(*(_centred(w, n) if centres else w for w, n in zip(parts, "QKVO", strict=True)), centres)
+        parts = {
+            name: torch.stack([torch.stack([read(layer, h) for h in every]) for layer in anatomy.layers])
+            for name, read in zip("QKVO", (Layer.W_Q, Layer.W_K, Layer.W_V, Layer.writes), strict=True)
+        }
+        return cls._made(parts, centres)
+
+    @classmethod
+    def _made(cls, parts: dict[str, Tensor], centres: bool) -> "HeadWeights":
+        w = {f"W_{n}": _centred(part, n) if centres else part for n, part in parts.items()}
+        return cls(W_Q=w["W_Q"], W_K=w["W_K"], W_V=w["W_V"], W_O=w["W_O"], centres=centres)
 
     @classmethod
     def load(cls, folder: str | Path) -> "HeadWeights":
@@ -91,19 +96,13 @@ class HeadWeights:
                 for n, w in zip("QKV", read, strict=True):
                     parts[n].append(w.unflatten(1, (heads, -1)).transpose(0, 1))
                 parts["O"].append(get(f"h.{layer}.attn.c_proj.weight").unflatten(0, (heads, -1)))
-        return cls(*(_centred(torch.stack(parts[n]), n) for n in "QKVO"))
+        return cls._made({n: torch.stack(parts[n]) for n in "QKVO"}, True)
 
     def random_like(self, seed: int = 0) -> "HeadWeights":
         """Gaussian matrices of the same shapes: the null model of `composition`."""
         generator = torch.Generator().manual_seed(seed)
-        return HeadWeights(
-            *(
-                _centred(w, n) if self.centres else w
-                for n in "QKVO"
-                for w in [torch.randn(getattr(self, f"W_{n}").shape, generator=generator)]
-            ),
-            self.centres,
-        )
+        shapes = {n: getattr(self, f"W_{n}").shape for n in "QKVO"}
+        return self._made({n: torch.randn(shape, generator=generator) for n, shape in shapes.items()}, self.centres)
 
 
 def composition(weights: HeadWeights, mode: Mode) -> Float[Tensor, "writer_layer writer reader_layer reader"]:

@@ -62,8 +62,7 @@ def written(
         scale = torch.stack([layer.post1.scale(x) for layer, x in zip(anatomy.layers, attn, strict=True)])
         end = got["resid_pre", anatomy.size.n_layers]
         parts.append((got["resid_pre", 0], torch.stack(z), scale, torch.stack(mlps), end))
-    start, z, scale, mlps, end = zip(*parts, strict=True)
-    return Written(torch.cat(start), torch.cat(z, 1), torch.cat(scale, 1), torch.cat(mlps, 1), torch.cat(end))
+    return Written(*(torch.cat(column, int(column[0].ndim > 2)) for column in zip(*parts, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def record(model: Any, tokens: Int[Tensor, "prompt pos"], *, batch_size: int = 6
     """Head and MLP outputs of every prompt (the values of a resample ablation)."""
     anatomy = check_tokens(model, tokens, batch_size)
     sizes, (n, length) = anatomy.size, tokens.shape
-    kind = {"dtype": anatomy.dtype, "device": anatomy.device}
+    kind: dict[str, Any] = {"dtype": anatomy.dtype, "device": anatomy.device}
     z = torch.empty(sizes.n_layers, n, length, sizes.n_heads, sizes.d_head, **kind)
     mlps = torch.empty(sizes.n_layers, n, length, sizes.d_model, **kind)
     for some in torch.arange(n, device=tokens.device).split(batch_size):

@@ -219,6 +219,7 @@ def text_rows(scale: ScaleName, n: int, text: str) -> Int[Tensor, "row pos"]:
 
 @lru_cache(maxsize=1)
 def _text_rows(scale: ScaleName, model: str, length: int, n: int, text: str, content: str) -> Tensor:
+    from mechinterp.lab.mixture import read_texts
     from mechinterp.models import load_tokenizer
 
     tokenizer = load_tokenizer(model)
