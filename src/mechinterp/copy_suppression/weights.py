@@ -168,7 +168,8 @@ def qk_ranks_at(
         raise ValueError(f"{Head(index, h)} cannot see {far or 'no'} positions back; give distances within its window")
     q = token_vectors(model, "W_U") if queries is None else queries
     k = token_vectors(model, "W_EE") if keys is None else keys
-    rows, key, found = _rows(anatomy, tokens), _ready(layer, "k", k, h, 0, biases), []
+    rows, key = _rows(anatomy, tokens), _ready(layer, "k", k, h, 0, biases)
+    found: list[Tensor] = []
     for distance in distances:
         if found and layer.rotary is None:
             found.append(found[0])
