@@ -278,9 +278,8 @@ class Anatomy:
         return self.unembedding.weight.T
 
     def directions(self, tokens: Tensor | None = None) -> Tensor:
-        """[token d_model]: along which the stream before the final norm raises a token's logit: its gain · W_U."""
-        rows = self.unembedding.weight if tokens is None else self.unembedding.weight[tokens]
-        return rows if self.final.gain is None else rows * self.final.gain
+        """[token d_model]: along which the stream raises a token's logit: the final norm's gain · W_U, as `along`."""
+        return self.along(self.unembedding.weight if tokens is None else self.unembedding.weight[tokens])
 
     def embed(self, tokens: Tensor, *, positions: bool = True) -> Tensor:
         """The stream before layer 0, [... pos d_model]; without what the positions add if asked."""

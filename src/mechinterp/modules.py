@@ -1,7 +1,7 @@
 """The model's own modules, and what is known of them: norms, linear layers, MLPs, rotary positions."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -77,19 +77,26 @@ class Norm:
         if module is None or isinstance(module, torch.nn.Identity):
             return cls()
         weight = next(iter(module.parameters()), torch.zeros(()))
-        eps = next((getattr(module, n) for n in ("eps", "variance_epsilon") if hasattr(module, n)), 0.0)
+        eps = next((getattr(module, n) for n in ("eps", "variance_epsilon") if hasattr(module, n)), None)
         x = torch.randn(2, width, generator=torch.Generator().manual_seed(0)).to(weight) + 1
         y = module(x)
         found: list[tuple[float, Norm]] = []
         for centres in (True, False):
             for offset in (0.0, 1.0):
-                guess = cls(module, centres, offset, float(eps))
+                guess = cls(module, centres, offset, float(eps or 0.0))
                 ours = guess.frozen(x, guess.scale(x)) + (0.0 if guess.bias is None else guess.bias)
                 found.append((float((ours - y).abs().max()), guess))
         error, best = min(found, key=lambda pair: pair[0])
         if not error <= 64 * torch.finfo(y.dtype).eps * (1 + float(y.abs().max())):
             raise ValueError(f"{type(module).__name__} is neither a layer norm nor an RMS norm")
-        return best
+        return best if eps is not None else replace(best, eps=best._hidden_eps(x))
+
+    def _hidden_eps(self, x: Tensor) -> float:
+        """What a norm that does not say its eps (OLMo's) adds to the variance: seen on a vector that is almost zero."""
+        x = 1e-5 * x
+        y = self.module(x) if self.bias is None else self.module(x) - self.bias
+        unit = self.frozen(x, torch.ones_like(x[..., :1]))
+        return max(float(unit.square().mean() / y.square().mean() - unit.square().mean()), 0.0)
 
 
 @dataclass(frozen=True)

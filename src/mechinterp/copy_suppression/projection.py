@@ -3,8 +3,9 @@
 The attention score of a source s is computed anew from only a part of the query's input: its projection on the
 unembedding of the token at s, or on the span of the unembeddings of tokens that mean the same. The
 improved version then corrects the scores of each token by a scale and a bias of its own, fitted on other text.
-The new pattern moves the head's own values. Rotary positions turn both queries by their positions; where queries
-are normed (Qwen 3, Gemma 3), a projected query is divided by what the whole one is.
+The new pattern moves the head's own values, over the sources in its window. Rotary positions turn both queries by their
+positions; where queries are normed (Qwen 3, Gemma 3), a projected query is divided by what the whole one is; where they
+are clipped (OLMo), so is it.
 """
 
 from collections.abc import Callable
@@ -12,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechinterp.anatomy import Layer
-from mechinterp.copy_suppression.cspa import CSPA, directions, later, next_loss, token_kl
+from mechinterp.copy_suppression.cspa import CSPA, directions, next_loss, token_kl
 from mechinterp.copy_suppression.recording import Record, head_means, records
 from mechinterp.heads import Head, check_heads
 from mechinterp.patching.checks import check_text
@@ -48,7 +49,7 @@ def _scores(
     fixed = layer.q.bias.unflatten(0, (-1, layer.d_head))[index] if layer.q.bias is not None else None
     ready = _linear(layer, query[:, 0], positions)
     scores = layer.scores(layer.ready("q", query, positions), key)[0]
-    if layer.rotary is None and not layer.q_norm:
+    if layer.rotary is None and not layer.q_norm and layer.clip is None:
         reads = torch.einsum("ske,se->sk", read, key[:, 0])
         projected = torch.einsum("qsk,sk->qs", along, reads)
         projected = projected if fixed is None else projected + key[:, 0] @ fixed
@@ -70,9 +71,15 @@ def _linear(layer: Layer, query: Float[Tensor, "pos d_head"], positions: Tensor)
 
     def ready(x: Tensor) -> Tensor:
         x = layer.q_norm.frozen(x, scale)
+        x = x if layer.clip is None else x.clamp(-layer.clip, layer.clip)
         return x if layer.rotary is None else layer.rotary(x[:, None], positions)[:, 0]
 
     return ready
+
+
+def _unseen(record: Record, layer: int) -> Bool[Tensor, "query key"]:
+    places = torch.arange(len(record.tokens), device=record.tokens.device)
+    return record.anatomy.layers[layer].hidden(places[:, None] - places)
 
 
 @torch.no_grad()
@@ -101,7 +108,7 @@ def fit_scores(
     sums = torch.zeros(n_tokens, 5, dtype=torch.float64, device=anatomy.device)
     for record in records(model, tokens, [head.layer]):
         true, projected = (s.double() for s in _scores(record, head, similar))
-        seen = ~later(true)
+        seen = ~_unseen(record, head.layer)
         columns = [seen.double(), projected, true, projected**2, projected * true]
         sums.index_add_(0, record.tokens, torch.stack([(c * seen).sum(0) for c in columns], -1))
     n, x, y, xx, xy = sums.unbind(-1)
@@ -150,7 +157,7 @@ def qk_projection(
         _, score = _scores(record, head, similar)
         if fit is not None:
             score = fit.scale[record.tokens] * score + fit.bias[record.tokens]
-        pattern = score.masked_fill(later(score), -torch.inf).softmax(-1)
+        pattern = score.masked_fill(_unseen(record, layer), -torch.inf).softmax(-1)
         z, v = record.z[layer][:, index], record.v[layer][:, index]
         values = [next_loss(clean, record.tokens)]
         for new in (means[head], pattern @ v):

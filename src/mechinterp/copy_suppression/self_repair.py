@@ -21,7 +21,8 @@ class SelfRepair:
     """Direct contributions to the logit difference, clean (x) and with the name movers ablated (y).
 
     Attributes:
-        heads: y − x of every head, 0 for heads before or beside the ablated ones. mlps: the same.
+        heads: y − x of every head, 0 for heads before or beside the ablated ones. mlps: the same; that of the same
+            block is beside it in parallel blocks.
     """
 
     heads: Float[Tensor, "layer head prompt"]
@@ -70,7 +71,7 @@ def self_repair(
         for change in (None, _mean_ablation(ablated, means))
     )
     heads, mlps = (y - x for x, y in zip(clean, after, strict=True))
-    heads[: first + 1], mlps[:first] = 0, 0
+    heads[: first + 1], mlps[: first + anatomy.layers[first].parallel] = 0, 0
     for h in ablated:
         heads[h] = 0
     return SelfRepair(heads.cpu(), mlps.cpu())

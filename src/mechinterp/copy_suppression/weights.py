@@ -264,9 +264,12 @@ def rank_tests(
     Args:
         tokens: rows to rank against the whole vocabulary (a sample); None for all.
         distances, weights: for rotary positions, at which distances, and how much each counts (`distance_weights`);
-            equally by default. Distances that a head's window or the context does not reach are left out.
+            equally by default. Distances that a head's window or the context does not reach are left out; without
+            rotary positions all of them say the same.
 
     Memory: block · vocabulary floats. At GPT-2's vocabulary a head takes some seconds on two cores.
+
+    Errors: `ValueError` for weights of another shape, or none within a head's window.
     """
     from tqdm.auto import tqdm
 
@@ -275,10 +278,12 @@ def rank_tests(
     chosen = sizes.heads if heads is None else check_heads(model, heads)
     keys, queries = token_vectors(model, "W_EE"), token_vectors(model, "W_U")
     rotary = any(layer.rotary is not None for layer in anatomy.layers)
-    distances = tuple(distances) if rotary else (0,)
+    distances = tuple(distances)
     shares = torch.ones(len(distances)) if weights is None else weights
     if shares.shape != (len(distances),) or not bool((shares >= 0).all()) or not float(shares.sum()) > 0:
         raise ValueError(f"weights must be {len(distances)} numbers of at least 0, one a distance, got {shares}")
+    if not rotary:
+        distances, shares = (0,), torch.ones(1)
     ov, qk = torch.zeros(sizes.n_layers, sizes.n_heads), torch.zeros(sizes.n_layers, sizes.n_heads)
     qk_at = torch.zeros(len(distances), sizes.n_layers, sizes.n_heads)
     options: dict[str, Any] = dict(tokens=tokens, block=block)
@@ -286,6 +291,8 @@ def rank_tests(
         ov[head] = (ov_ranks(model, head, keys=keys, **options) <= k).float().mean()
         reach = min(sizes.n_ctx, anatomy.layers[head.layer].window or sizes.n_ctx)
         seen = [i for i, d in enumerate(distances) if d < reach]
+        if not float(shares[seen].sum()) > 0:
+            raise ValueError(f"{head} sees none of the distances that have weight; give some below {reach}")
         ranks = qk_ranks_at(model, head, [distances[i] for i in seen], queries=queries, keys=keys, **options)
         for i, row in zip(seen, ranks, strict=True):
             qk_at[i, head.layer, head.head] = (row == 1).float().mean()
