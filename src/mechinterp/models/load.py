@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mechinterp.scales import check_device
+
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,12 +43,14 @@ def load(
 
     Errors: `ValueError` for an unknown name, a folder without config, weights or tokenizer, pickled,
         truncated or incomplete weights, and an architecture that is not a supported causal decoder;
-        `ConnectionError` for a hub model that is neither cached nor reachable.
+        `ConnectionError` for a hub model that is neither cached nor reachable; `ValueError` for a device that is
+        not here.
 
     >>> model = load("lab")
     >>> model.cfg.n_heads, model.W_Q.dtype, model.training
     (8, torch.float32, False)
     """
+    check_device(device)
     if str(name) == "rehearsal":
         from mechinterp.models.rehearsal import rehearsal
 
@@ -107,6 +111,7 @@ def to_bridge(
     """
     from transformer_lens.model_bridge import TransformerBridge
 
+    check_device(device)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with _quiet():
