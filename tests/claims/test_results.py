@@ -42,6 +42,13 @@ def test_the_folder_is_the_environments_or_the_projects(tmp_path, monkeypatch):
             lambda data: {**data, "claims": {"IOI-1": {**data["claims"]["IOI-1"], "verdict": "great"}}},
             "claim IOI-1 has the verdict 'great'",
         ),
+        (lambda data: {**data, "scale": "huge"}, "unknown scale 'huge'"),
+        (lambda data: {**data, "model": "lab"}, "by its name and sha256, not 'lab'"),
+        (lambda data: {**data, "model": {"name": "lab", "sha256": "ab"}}, "64 hexadecimal digits"),
+        (lambda data: {**data, "device": 0}, "device is 0"),
+        (lambda data: {**data, "seed": 0.0}, "seed is 0.0"),
+        (lambda data: {**data, "date": "yesterday"}, "date is 'yesterday'"),
+        (lambda data: {**data, "seconds": "many"}, "seconds are 'many'"),
     ],
 )
 def test_a_damaged_file_is_an_error_with_a_way_out(tmp_path, damage, message):
@@ -77,7 +84,7 @@ def test_equal_results_have_no_changes():
         (dataclasses.replace(RESULTS, claims={}), "IOI-1: was recorded, is missing"),
         (RESULTS.with_entry("IOI-2", RESULTS.claims["IOI-1"]), "IOI-2: is new"),
         (dataclasses.replace(RESULTS, seed=1), "seed: was 0, is 1"),
-        (dataclasses.replace(RESULTS, model={"name": "lab", "sha256": "cd"}), "model: was"),
+        (dataclasses.replace(RESULTS, model={"name": "lab", "sha256": "cd" * 32}), "model: was"),
     ],
 )
 def test_every_silent_change_is_found(new, message):
@@ -104,6 +111,25 @@ def test_the_scoreboard_tells_the_truth_about_what_was_run(tmp_path):
     assert "not run yet | 1 [7, 7.5] (a \\| b) | paper: not run yet; lab: not reproduced" in row
     assert "0 reproduced, 1 not reproduced" in board
     assert all(line.replace("\\|", "").count("|") == 7 for line in board.splitlines() if line.startswith("| "))
+
+
+def test_a_scoreboard_is_of_a_folder_that_is_there(tmp_path):
+    with pytest.raises(ValueError, match="none is not there; give a results folder"):
+        scoreboard(tmp_path / "none")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is not a folder"):
+        scoreboard(tmp_path / "file")
+
+
+def test_without_a_results_folder_the_package_s_own_are_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("MECHINTERP_RESULTS", str(tmp_path / "none"))
+    monkeypatch.setattr("mechinterp.claims.results.shipped_results", lambda: tmp_path / "shipped")
+    with pytest.raises(ValueError, match=r"no results here.*--results"):
+        scoreboard()
+    write_results(RESULTS, tmp_path / "shipped")
+    assert "7.25" in scoreboard()
+    write_results(changed(value=9.0), tmp_path / "none")
+    assert "7.25" not in scoreboard(), "results of one's own come first"
 
 
 def test_the_scoreboard_as_html(tmp_path):
