@@ -28,6 +28,7 @@ COMMANDS = (
     ["claims"],
     ["claims", "show"],
     ["claims", "compare"],
+    ["claims", "spread"],
 )
 RESULTS = Results("ioi", "lab", "0.1.0", {"name": "lab", "sha256": "ab" * 32}, "cpu", 0).with_entry(
     "IOI-1", Entry(1.0, [0.5, 1.5], [3.0, None], "not reproduced")
@@ -159,6 +160,16 @@ def test_compare_fails_on_a_silent_change(run, tmp_path):
     assert result.exit_code == 1
     assert "IOI-1: was 1, is 4" in result.output
     assert run("claims", "compare", old, tmp_path / "none.json").exit_code == 1
+
+
+def test_spread_shows_what_is_too_far(run, tmp_path):
+    old = write_results(RESULTS, tmp_path / "old")
+    new = write_results(RESULTS.with_entry("IOI-1", Entry(1.5, [0.5, 1.5], [3.0, None], "x")), tmp_path / "new")
+    new.write_text(new.read_text().replace('"x"', '"not reproduced"'))
+    result = run("claims", "spread", old, new)
+    assert result.exit_code == 0
+    assert re.search(r"IOI-1 .* 0\.5 .* 0\.333 .* 0\.025 .* too far", result.output)
+    assert run("claims", "spread", old).exit_code == 1
 
 
 def write_notebook(path, *sources):

@@ -234,6 +234,22 @@ def claims_compare(
             raise typer.Exit(1)
 
 
+@claims_app.command("spread")
+def claims_spread(
+    files: Annotated[list[Path], typer.Argument(help="Results files of one chapter, from several machines.")],
+) -> None:
+    """How far runs that should agree lie apart, claim by claim, beside what `compare` lets pass."""
+    with _plain_errors():
+        from mechinterp.claims import read_results
+        from mechinterp.claims.compare import spread
+
+        table = Table("claim", "row", "largest difference", "relative", "allowed", "")
+        for row in spread([read_results(path) for path in files]):
+            numbers = (f"{x:.3g}" for x in (row.absolute, row.relative, row.allowed))
+            table.add_row(row.id, row.row, *numbers, "too far" if row.absolute > row.allowed else "")
+        _print(table)
+
+
 def _restart_with_malloc() -> None:
     """Start this process again with an allocator that keeps its memory: page faults cost a third otherwise."""
     if sys.platform == "linux" and any(name not in os.environ for name in MALLOC):

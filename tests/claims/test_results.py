@@ -4,6 +4,7 @@ import json
 import pytest
 
 from mechinterp.claims import CLAIMS, Entry, Results, compare, read_results, results_folder, scoreboard, write_results
+from mechinterp.claims.compare import spread
 
 RESULTS = Results("ioi", "lab", "0.1.0", {"name": "lab", "sha256": "ab" * 32}, "cpu", 0, "2026-01-01", 9.5).with_entry(
     "IOI-1", Entry(7.25, [7.0, 7.5], [3.0, None], "reproduced")
@@ -154,3 +155,30 @@ def test_a_claim_over_networks_trained_on_the_spot_may_drift(monkeypatch):
     old, new, far = (changed(value=value) for value in (3.0, 3.4, 3.7))
     assert compare(old, new) == []
     assert [str(change) for change in compare(old, far)] == ["IOI-1: was 3, is 3.7"]
+
+
+def test_the_spread_of_runs_is_the_largest_difference_and_the_widest_comes_first():
+    runs = [changed(value={"a": a, "b": b, "heads": heads}) for a, b, heads in (
+        (1.0, -2.0, ["1.1", "1.2"]), (1.01, -2.2, ["1.2"]), (0.99, -2.1, ["1.2", "1.1"]))]  # fmt: skip
+    found = {s.row: s for s in spread(runs)}
+    assert [s.row for s in spread(runs)] == ["heads", "b", "a"]
+    assert (found["heads"].absolute, found["heads"].relative, found["heads"].allowed) == (1, 0.5, 0)
+    assert found["a"].absolute == pytest.approx(0.02)
+    assert found["b"].relative == pytest.approx(0.2 / 2.2)
+    assert found["b"].allowed == pytest.approx(0.005 + 0.02 * 2.0)
+    assert all((s.absolute > s.allowed) == (s.row != "a") for s in found.values())
+
+
+def test_a_spread_agrees_with_compare_and_knows_what_a_claim_may_drift(monkeypatch):
+    runs = [RESULTS, changed(value=7.25 + 0.4)]
+    assert (spread(runs)[0].absolute > spread(runs)[0].allowed) == bool(compare(*runs)) is True
+    monkeypatch.setitem(CLAIMS["ioi"], "IOI-1", dataclasses.replace(CLAIMS["ioi"]["IOI-1"], drift=0.5))
+    assert (spread(runs)[0].absolute > spread(runs)[0].allowed) == bool(compare(*runs)) is False
+
+
+def test_a_spread_needs_runs_of_one_kind():
+    assert spread([RESULTS, dataclasses.replace(RESULTS, claims={})]) == []
+    assert spread([RESULTS, changed(value=None)]) == []
+    for runs in ([RESULTS], [], [RESULTS, dataclasses.replace(RESULTS, seed=1)]):
+        with pytest.raises(ValueError, match="at least two runs of one chapter"):
+            spread(runs)
