@@ -408,7 +408,10 @@ def test_random_directions_of_the_lab_model_are_harder(lab: Any, tokenizer: Any)
 
 
 def test_it_is_fast() -> None:
-    """Thirty latents, 200 prompts of 256 tokens: a second or two, with room for a busy machine."""
+    """Thirty latents, 200 prompts of 256 tokens: as long as sorting all nine views of the text once a latent.
+
+    Measured: 0.8 of that time with vector instructions, 1.4 without and with two threads.
+    """
     g = torch.Generator().manual_seed(0)
     ranks = torch.arange(1.0, 3001) ** -1.0
     rows = ranks.multinomial(200 * 256, replacement=True, generator=g).view(200, 256)
@@ -416,7 +419,11 @@ def test_it_is_fast() -> None:
     f = f + torch.stack([rows == i for i in range(30)], -1)
     start = time.process_time()
     found = study(rows, {"a": f}, " {}".format, progress=False).scores["a"]
-    assert time.process_time() - start < 6
+    taken = time.process_time() - start
+    start = time.process_time()
+    for _ in range(30):
+        rows.expand(len(VIEWS), -1, -1).flatten().sort()
+    assert taken < 6 * (time.process_time() - start)
     assert len(found.latents) == 30
     assert found.mean().value > 0.3
 
