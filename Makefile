@@ -21,8 +21,10 @@ OFFLINE += MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296
 CHECKED := _build/check
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
+NUMERIC := $(addprefix tests/,attention circuits copy_suppression patching successor test_stats.py)
+
 .NOTPARALLEL:
-.PHONY: help install test lint types unit chapters book browser paper rehearsal peers lock clean
+.PHONY: help install test lint types unit unit-elsewhere chapters book browser paper rehearsal peers lock clean
 help:
 	@echo "make test    all checks           make book       build the website"
 	@echo "make lint    style                make types      mypy"
@@ -81,6 +83,12 @@ unit: install
 	$(OFFLINE) $(BIN)/python -m pytest -q --ignore tests/book
 	@echo "== examples in docstrings and README"
 	$(OFFLINE) $(BIN)/python -m pytest -q --doctest-modules src README.md --doctest-glob README.md
+
+# The same numbers without vector instructions and with two threads: other kernels, other orders of summation.
+unit-elsewhere: install
+	@echo "== tests of the numbers, as on another processor"
+	$(OFFLINE) ATEN_CPU_CAPABILITY=default MECHINTERP_TEST_THREADS=2 OMP_NUM_THREADS=2 \
+	  $(BIN)/python -m pytest -q $(NUMERIC)
 
 chapters: install
 	@echo "== chapters at lab scale (minutes each)"

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 """Data beside the project (GPT-2's tokenizer and attention weights); tests that need it skip without it."""
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("MECHINTERP_TEST_THREADS", "1")))
 
 
 def random_gpt2(

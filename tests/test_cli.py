@@ -1,5 +1,11 @@
 import json
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -23,6 +29,7 @@ COMMANDS = (
     ["claims"],
     ["claims", "show"],
     ["claims", "compare"],
+    ["claims", "spread"],
 )
 RESULTS = Results("ioi", "lab", "0.1.0", {"name": "lab", "sha256": "ab" * 32}, "cpu", 0).with_entry(
     "IOI-1", Entry(1.0, [0.5, 1.5], [3.0, None], "not reproduced")
@@ -77,6 +84,7 @@ def test_train_wants_one_source(run, tmp_path):
     result = run("models", "train", "lab", "--out", tmp_path / "run", "--text", tmp_path)
     assert result.exit_code == 1
     assert "no .txt" in result.stderr
+    assert not (tmp_path / "run").exists(), "no empty folders are left"
 
 
 def test_train_restarts_itself_once_for_the_allocator(monkeypatch):
@@ -122,6 +130,18 @@ def test_show_tells_the_truth_and_a_red_verdict_is_no_error(run, tmp_path):
     assert "not reproduced" in result.output
     assert "not run yet" in result.output
     assert run("claims", "show").exit_code == 0
+    assert str(tmp_path / "results") in result.stderr.replace("\n", "")
+
+
+def test_show_says_that_there_are_no_results(run, tmp_path, monkeypatch):
+    """Without a clone those of the package are shown; "not run yet" would be a lie."""
+    monkeypatch.setattr("mechinterp.claims.results.shipped_results", lambda: tmp_path / "shipped")
+    result = run("claims", "show")
+    assert result.exit_code == 1
+    assert "error: no results here" in result.stderr
+    assert "is not there" in run("claims", "show", "--results", tmp_path / "none").stderr
+    write_results(RESULTS, tmp_path / "shipped")
+    assert "not reproduced" in run("claims", "show", "ioi").output
 
 
 def test_show_refuses_what_it_cannot_read(run, tmp_path):
@@ -143,6 +163,16 @@ def test_compare_fails_on_a_silent_change(run, tmp_path):
     assert run("claims", "compare", old, tmp_path / "none.json").exit_code == 1
 
 
+def test_spread_shows_what_is_too_far(run, tmp_path):
+    old = write_results(RESULTS, tmp_path / "old")
+    new = write_results(RESULTS.with_entry("IOI-1", Entry(1.5, [0.5, 1.5], [3.0, None], "x")), tmp_path / "new")
+    new.write_text(new.read_text().replace('"x"', '"not reproduced"'))
+    result = run("claims", "spread", old, new)
+    assert result.exit_code == 0
+    assert re.search(r"IOI-1 .* 0\.5 .* 0\.333 .* 0\.025 .* too far", result.output)
+    assert run("claims", "spread", old).exit_code == 1
+
+
 def write_notebook(path, *sources):
     cells = [nbformat.v4.new_markdown_cell("# A chapter\n\nwith $x^2$")]
     cells += [nbformat.v4.new_code_cell(source) for source in sources]
@@ -153,7 +183,7 @@ def write_notebook(path, *sources):
 
 RECORD = """\
 from mechinterp.claims import Ledger
-Ledger("ioi", scale=scale, model={"name": "toy", "sha256": "00"}).record("IOI-1", 5.0)
+Ledger("ioi", scale=scale, model={"name": "toy", "sha256": "00" * 32}).record("IOI-1", 5.0)
 """
 
 
@@ -174,6 +204,77 @@ def test_a_failing_cell_is_status_1_and_leaves_no_page(run, tmp_path):
     assert result.exit_code == 1
     assert "broken cell" in result.stderr
     assert not (tmp_path / "page.html").exists()
+    result = run("chapter", "run", "ioi", "--notebook", tmp_path / "own.ipynb")
+    assert result.exit_code == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own.ipynb"], "no empty folders are left"
+
+
+def test_a_kernel_that_dies_is_one_line(run, tmp_path):
+    write_notebook(tmp_path / "own.ipynb", "scale = None", "import os; os._exit(1)")
+    result = run("chapter", "run", "ioi", "--notebook", tmp_path / "own.ipynb")
+    assert result.exit_code == 1
+    assert "error: own.ipynb failed: its kernel died" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "target", "message"),
+    [
+        ("--results", "file", "file is not a folder.*choose another results folder with --results"),
+        ("--results", "file/below", "file is not a folder"),
+        ("--html", "file/page.html", "file is not a folder.*choose another with --html"),
+        ("--html", "folder", "folder is a folder, a file was expected"),
+    ],
+)
+def test_targets_that_cannot_be_written_are_refused_before_the_run(run, tmp_path, option, target, message):
+    write_notebook(tmp_path / "own.ipynb", "scale = None", "open('it_ran', 'w')")
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    result = run("chapter", "run", "ioi", "--notebook", tmp_path / "own.ipynb", option, tmp_path / target)
+    assert result.exit_code == 1
+    assert re.match(f"error: .*{message}", result.stderr)
+    assert not (tmp_path / "it_ran").exists()
+    assert run("chapter", "run", "ioi", "--notebook", "own.ipynb", "--scale", "rehearsal", "--results", "file",
+               "--html", "page.html").exit_code == 0, "a rehearsal writes no results"  # fmt: skip
+
+
+SLEEP = """\
+import os, pathlib, time
+pathlib.Path("pid.tmp").write_text(str(os.getpid()))
+os.rename("pid.tmp", "pid")
+time.sleep(120)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize(
+    ("number", "when", "status"),
+    [(signal.SIGINT, "pid", 130), (signal.SIGTERM, "pid", 143), (signal.SIGINT, "started", 130)],
+)
+def test_a_signal_ends_the_run_its_kernel_and_nothing_else(tmp_path, number, when, status):
+    write_notebook(tmp_path / "own.ipynb", "scale = None", SLEEP)
+    code = "import sys; from mechinterp.cli import main; main()"
+    if when == "started":  # a kernel has been asked for and has not answered
+        code = (
+            "import jupyter_client.manager as m, pathlib; start = m.AsyncKernelManager._async_start_kernel\n"
+            "async def slow(self, **options):\n"
+            "    await start(self, **options); pathlib.Path('started').touch()\n"
+            "m.AsyncKernelManager.start_kernel = slow\n"
+        ) + code
+    words = ["chapter", "run", "ioi", "--notebook", "own.ipynb", "--results", "results"]
+    process = subprocess.Popen([sys.executable, "-c", code, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not (tmp_path / when).exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    assert (tmp_path / when).exists()
+    process.send_signal(number)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == status
+    assert error.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in error
+    if when == "pid":
+        kernel = int((tmp_path / "pid").read_text())
+        assert not Path(f"/proc/{kernel}/cmdline").exists() or not Path(f"/proc/{kernel}/cmdline").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"own.ipynb", when}, "no empty folders are left"
 
 
 def test_missing_chapters_say_what_to_do(run, tmp_path):

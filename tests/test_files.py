@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mechinterp.files import atomic_write
+from mechinterp.files import atomic_write, check_writable
 
 
 def test_writes_and_overwrites(tmp_path: Path) -> None:
@@ -66,3 +66,34 @@ def test_an_interrupt_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pyt
 def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         atomic_write(tmp_path / "missing" / "a.json", b"x")
+
+
+def test_what_can_be_written_is_told_without_making_anything(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b" / "c.json", "way out")
+    check_writable(tmp_path / "a.json", "way out")
+    (tmp_path / "a.json").touch()
+    check_writable(tmp_path / "a.json", "way out")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_what_cannot_be_written_is_told_with_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"is a folder, a file was expected; way out"):
+        check_writable(tmp_path, "way out")
+    for below in ("x.json", "y/x.json"):
+        with pytest.raises(ValueError, match=r"file is not a folder, so .*x\.json cannot be written; way out"):
+            check_writable(tmp_path / "file" / below, "way out")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="dangling is not a folder"):
+        check_writable(tmp_path / "dangling" / "x.json", "way out")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ValueError, match=r"no permission to write in .*; way out"):
+        check_writable(tmp_path / "new" / "x.json", "way out")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(ValueError, match="no permission"):
+        check_writable(tmp_path / "x.json", "way out")
+    tmp_path.chmod(0o700)

@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import mechinterp
+from mechinterp.claims.results import shipped_results
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -90,6 +93,26 @@ def test_no_pip_line_names_the_package_of_somebody_else():
                 seen += "pip install" in line
                 assert not names_the_wrong_package(line), f"{path.relative_to(ROOT)}: {line.strip()}"
     assert seen >= 9, "the README, the intro, the notebooks and the command line say how to install"
+
+
+def test_every_results_file_goes_into_the_wheel():
+    """`mechinterp claims show` of a plain install reads them from the package."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
+    included = build["wheel"]["force-include"]
+    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "results").glob("*/*.json")}
+    assert {name for name in files if name in included or name.rpartition("/")[0] in included} == files
+    assert all(target == f"mechinterp/{source}" for source, target in included.items())
+    assert shipped_results().relative_to(Path(mechinterp.__file__).parent) == Path("results")
+    assert "results" in build["sdist"]["include"], "a wheel is built from the sdist"
+
+
+@pytest.mark.skipif(find_spec("hatchling") is None, reason="needs hatchling")
+def test_a_wheel_has_the_results_and_the_lab_model(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
+    subprocess.run(command, check=True)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        names = set(wheel.namelist())
+    assert {"mechinterp/results/lab/ioi.json", "mechinterp/lab/model/model.safetensors"} <= names
 
 
 def test_the_version_is_one():

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from mechinterp.scales import Chapter, scale, setup
+from mechinterp.models import load, to_bridge
+from mechinterp.scales import Chapter, check_device, scale, setup
 
 
 @pytest.fixture(autouse=True)
@@ -57,3 +58,29 @@ def test_the_scale_chooses_model_and_data():
 def test_a_chapter_says_how_it_runs():
     text = str(Chapter("ioi", "lab", "lab", "cpu", 0))
     assert text == "chapter ioi at lab scale: model lab on cpu, seed 0"
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "no-such-device", "meta", "cpu:1"])
+def test_a_device_that_is_not_here_is_refused_at_every_door(device):
+    for door in (
+        check_device,
+        lambda device: setup("ioi", device=device),
+        lambda device: load("lab", device=device),
+        lambda device: to_bridge(None, None, device=device),
+    ):
+        with pytest.raises(ValueError, match=r"device.*there are cpu"):
+            door(device)
+
+
+def test_a_device_that_is_here_is_taken():
+    check_device(None)
+    check_device("cpu:0")
+    check_device(torch.device("cpu"))
+    if torch.accelerator.is_available():
+        check_device(torch.accelerator.current_accelerator())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
+def test_cuda_on_a_machine_without_is_one_line_with_the_way_out():
+    with pytest.raises(ValueError, match=r"no device 'cuda' here, there are cpu.*; choose one of them, or install"):
+        setup("ioi", device="cuda")

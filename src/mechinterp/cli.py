@@ -1,11 +1,12 @@
 """The command line: `mechinterp models`, `mechinterp chapter`, `mechinterp claims`.
 
-Exit status: 0 done, 1 something went wrong (one line on stderr says what), 2 wrong usage. A red
-verdict is a result, not an error.
+Exit status: 0 done, 1 something went wrong (one line on stderr says what), 2 wrong usage, 130 interrupted by
+Ctrl-C, 143 ended by SIGTERM. A red verdict is a result, not an error.
 """
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ def _plain_errors() -> Iterator[None]:
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         typer.echo("interrupted", err=True)
-        raise typer.Exit(130) from error
+        raise typer.Exit(128 + getattr(error, "number", signal.SIGINT)) from error
 
 
 def _print(table: Table) -> None:
@@ -179,7 +180,7 @@ def chapter_run(
         from mechinterp import notebooks
         from mechinterp.claims import results_folder
         from mechinterp.claims.results import results_path
-        from mechinterp.files import atomic_write
+        from mechinterp.files import atomic_write, check_writable
         from mechinterp.page import to_html
 
         path = (notebook or notebooks.find_chapter(name)).resolve()
@@ -190,9 +191,12 @@ def chapter_run(
         else:
             os.environ["MECHINTERP_RESULTS"] = str(results_folder().resolve())
         page = html or Path("_build") / f"{name}-{scale}.html"
-        page.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(page, "choose another with --html")
+        if scale != "rehearsal":
+            check_writable(results_path(name, scale), "choose another results folder with --results")
         began = time.perf_counter()
         executed = _run_notebook(path, scale)
+        page.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(page, to_html(executed, f"{name} at {scale} scale").encode())
         typer.echo(f"{name} at {scale} scale ran in {time.perf_counter() - began:.0f} s; page: {page}")
         if scale != "rehearsal" and results_path(name, scale).exists():
@@ -200,7 +204,7 @@ def chapter_run(
 
 
 def _run_notebook(path: Path, scale: str) -> Any:
-    from nbclient.exceptions import CellExecutionError
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
 
     from mechinterp import notebooks
 
@@ -208,6 +212,8 @@ def _run_notebook(path: Path, scale: str) -> Any:
         return notebooks.run(path, {"scale": scale})
     except CellExecutionError as error:
         raise ValueError(f"{path.name} failed\n{error}") from error
+    except DeadKernelError as error:
+        raise ValueError(f"{path.name} failed: its kernel died, perhaps for lack of memory") from error
 
 
 @claims_app.command("show")
@@ -217,12 +223,15 @@ def claims_show(
 ) -> None:
     """The table of verdicts: paper, paper-scale run, lab run."""
     with _plain_errors():
-        from mechinterp.claims import CLAIMS, results_folder
+        from mechinterp.claims import CLAIMS
+        from mechinterp.claims.results import readable_folder
         from mechinterp.claims.scoreboard import board
 
         if chapter is not None and chapter not in CLAIMS:
             raise ValueError(f"unknown chapter {chapter!r}; one of {', '.join(CLAIMS)}")
-        for part in board(results or results_folder(), [chapter] if chapter else None):
+        folder = readable_folder(results)
+        typer.echo(f"results of {folder}", err=True)
+        for part in board(folder, [chapter] if chapter else None):
             table = Table(*part.header, title=part.title, caption=part.caption, show_lines=True)
             for row in part.rows:
                 table.add_row(*row)
@@ -244,6 +253,22 @@ def claims_compare(
         typer.echo(f"{new}: {len(changes)} differences from {old}")
         if changes:
             raise typer.Exit(1)
+
+
+@claims_app.command("spread")
+def claims_spread(
+    files: Annotated[list[Path], typer.Argument(help="Results files of one chapter, from several machines.")],
+) -> None:
+    """How far runs that should agree lie apart, claim by claim, beside what `compare` lets pass."""
+    with _plain_errors():
+        from mechinterp.claims import read_results
+        from mechinterp.claims.compare import spread
+
+        table = Table("claim", "row", "largest difference", "relative", "allowed", "")
+        for row in spread([read_results(path) for path in files]):
+            numbers = (f"{x:.3g}" for x in (row.absolute, row.relative, row.allowed))
+            table.add_row(row.id, row.row, *numbers, "too far" if row.absolute > row.allowed else "")
+        _print(table)
 
 
 def _restart_with_malloc() -> None:

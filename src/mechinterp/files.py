@@ -32,3 +32,23 @@ def sha256_of(*paths: Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def check_writable(path: Path, way_out: str) -> None:
+    """Refuse a file that could not be written later, before hours of work are spent on its content. Makes nothing.
+
+    Args:
+        path: the file to be; folders above it need not be there yet.
+        way_out: what to do instead, for the message.
+
+    Errors: `ValueError` if `path` is a folder, something above it is no folder, or a folder may not be written to.
+
+    >>> check_writable(Path("no/such/folder/yet.json"), "choose another with --html")
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, a file was expected; {way_out}")
+    above = next(p for p in path.absolute().parents if p.exists() or p.is_symlink())
+    if not above.is_dir():
+        raise ValueError(f"{above} is not a folder, so {path} cannot be written; {way_out}")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"no permission to write in {above}, so {path} cannot be written; {way_out}")

@@ -5,7 +5,10 @@ Needs the `book` extra; the rest of the package does not:
     pip install "mechinterp-book[book] @ git+https://github.com/mechinterp/mechinterp"
 """
 
+import asyncio
+import contextlib
 import re
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,14 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from mechinterp.claims.results import project_root
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was stopped from outside; `number` is the signal. Its kernel is gone too."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
 
 
 def find_chapter(name: str, folder: Path | None = None) -> Path:
@@ -81,9 +92,11 @@ def read(path: Path) -> Any:
 def run(path: Path, parameters: Mapping[str, Any], *, progress: bool = True) -> Any:
     """Run a notebook with these parameters, in its own folder; returns it with its outputs.
 
-    Errors: `nbclient.exceptions.CellExecutionError` with the traceback of the cell that failed.
+    Errors: `nbclient.exceptions.CellExecutionError` with the traceback of the cell that failed; `Interrupted` for
+        SIGINT (Ctrl-C) or SIGTERM, `RuntimeError` if the kernel died by itself. The kernel is stopped in every case.
     """
     from nbclient import NotebookClient
+    from nbclient.util import run_sync
 
     notebook = inject(read(path), parameters)
     client = NotebookClient(
@@ -92,5 +105,34 @@ def run(path: Path, parameters: Mapping[str, Any], *, progress: bool = True) -> 
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     with tqdm(total=len(code), unit="cell", desc=path.stem, disable=not progress) as bar:
         client.on_cell_executed = lambda cell, cell_index, **_: bar.update()
-        client.execute()
+        stopped_by = run_sync(_execute)(client)
+    if stopped_by is not None:
+        raise Interrupted(stopped_by)
     return notebook
+
+
+async def _execute(client: Any) -> int | None:
+    """Run the notebook to its end, or to a signal, which is returned."""
+    loop, caught = asyncio.get_running_loop(), []
+    task = asyncio.ensure_future(client.async_execute())
+    # One turn of the loop, in which nbclient sets handlers that kill the kernel and let the run end in an error about
+    # its death. Ours come after them.
+    await asyncio.sleep(0)
+
+    def stop(number: int) -> None:
+        caught.append(number)
+        client.shutdown_kernel = "immediate"
+        task.cancel()
+
+    with contextlib.suppress(RuntimeError, ValueError):  # not in the main thread, or Windows
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop, number)
+    try:
+        await task
+    except BaseException:
+        kernel = client.km  # still there if the signal came while it was starting
+        if kernel is not None and kernel.has_kernel:
+            await kernel.shutdown_kernel(now=True)
+        if not caught:
+            raise
+    return caught[0] if caught else None

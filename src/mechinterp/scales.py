@@ -8,7 +8,10 @@ tiny sizes; it exists for tests and records no claims.
 
 import os
 from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
+
+if TYPE_CHECKING:
+    import torch
 
 Scale = Literal["lab", "paper", "rehearsal"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
@@ -86,10 +89,13 @@ def setup(
         scale: the parameters cell's scale; None asks the environment.
         models: model name by scale; by default `lab`, `gpt2` and `rehearsal`.
         device: overrides the choice above.
+
+    Errors: `ValueError` for an unknown scale, or a device that is not here.
     """
     import torch
 
     chosen = _resolve(scale)
+    check_device(device)
     if device is None:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         device = "cpu" if chosen == "lab" or accelerator is None else accelerator.type
@@ -97,6 +103,31 @@ def setup(
     torch.manual_seed(seed)
     torch.set_grad_enabled(False)
     return Chapter(name=chapter, scale=chosen, model_name=names[chosen], device=device, seed=seed)
+
+
+def check_device(device: "str | torch.device | None") -> None:
+    """Refuse a device that this PyTorch cannot compute on; None, the choice of whoever is asked, is always right.
+
+    Errors: `ValueError` naming the devices that are here.
+
+    >>> check_device("cpu")
+    """
+    import torch
+
+    if device is None:
+        return
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    count = 0 if accelerator is None else torch.accelerator.device_count()
+    here = ["cpu"] + [f"{accelerator.type}:{i}" for i in range(count) if accelerator is not None]
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{device!r} is no device; there are {', '.join(here)}") from error
+    if f"{wanted.type}:{wanted.index or 0}" not in ("cpu:0", *here):
+        raise ValueError(
+            f"no device {str(device)!r} here, there are {', '.join(here)}; choose one of them, or install a PyTorch "
+            "that was built for it"
+        )
 
 
 def _resolve(parameter: str | None) -> Scale:

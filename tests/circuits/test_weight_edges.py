@@ -49,7 +49,14 @@ def test_a_result_is_written_and_read_back(tmp_path: Path) -> None:
 
 def test_the_committed_result_is_what_the_real_weights_give(shared: Path) -> None:
     committed = weight_edges.gpt2()
-    again = weight_edges.wiring(HeadWeights.load(shared / "gpt2_attention"), PAPER_CIRCUIT, name=committed.weights)
+    assert_same(
+        committed,
+        weight_edges.wiring(HeadWeights.load(shared / "gpt2_attention"), PAPER_CIRCUIT, name=committed.weights),
+    )
+
+
+def assert_same(committed: weight_edges.Wiring, again: weight_edges.Wiring) -> None:
+    """Equal but for the fourth digit of scores, to which they are written, and the seeds of the chance level."""
     for old, new in zip(committed.connections, again.connections, strict=True):
         old_, new_ = asdict(old), asdict(new)
         assert old_.pop("scores") == pytest.approx(new_.pop("scores"), abs=2e-4)
@@ -61,4 +68,4 @@ def test_the_command_prints_every_claim(shared: Path, tmp_path: Path, capsys: py
     weight_edges.main(["--weights", str(shared / "gpt2_attention"), "--json", str(tmp_path / "w.json")])
     printed = capsys.readouterr().out
     assert all(f"IOI-W{i}:" in printed for i in range(1, 5))
-    assert weight_edges.load(tmp_path / "w.json").connections == weight_edges.gpt2().connections
+    assert_same(weight_edges.gpt2(), weight_edges.load(tmp_path / "w.json"))

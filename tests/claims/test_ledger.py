@@ -2,8 +2,11 @@ import dataclasses
 import errno
 import json
 import math
+import os
 
+import numpy as np
 import pytest
+import torch
 
 from mechinterp import Head
 from mechinterp.claims import CLAIMS, Ledger, read_results, results_folder
@@ -145,6 +148,40 @@ def test_a_bad_start_is_refused():
         Ledger("ioi", scale="lab", model={"name": "lab"})
 
 
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"model": {"name": "lab", "sha256": "00"}}, "sha256 is '00'; expected 64 hexadecimal digits"),
+        ({"model": {"name": "lab", "sha256": "AB" * 32}}, "64 hexadecimal digits"),
+        ({"model": {"name": "", "sha256": "ab" * 32}}, "by its name and sha256"),
+        ({"device": "the fast one"}, "device is 'the fast one'"),
+        ({"device": ""}, "device is ''"),
+        ({"seed": 0.5}, "seed is 0.5; expected an integer"),
+        ({"seed": "0"}, "seed is '0'"),
+        ({"seed": None}, "seed is None"),
+        ({"seed": True}, "seed is True"),
+    ],
+)
+def test_facts_of_a_run_are_checked_before_they_are_written(folder, facts, message):
+    with pytest.raises(ValueError, match=message):
+        Ledger("ioi", scale="lab", **({"model": MODEL} | facts))
+    assert list(folder.iterdir()) == []
+
+
+def test_devices_and_seeds_of_other_types_are_written_as_json(folder):
+    start(seed=np.int64(3), device=torch.device("cuda", 1)).record("IOI-1", 5.0)
+    data = json.loads((folder / "lab/ioi.json").read_text())
+    assert (data["seed"], data["device"]) == (3, "cuda:1")
+
+
+def test_a_results_folder_that_is_none_is_noticed_at_the_start(folder, monkeypatch):
+    (folder / "file").touch()
+    monkeypatch.setenv("MECHINTERP_RESULTS", str(folder / "file"))
+    with pytest.raises(ValueError, match=r"file is not a folder.*--results or MECHINTERP_RESULTS"):
+        start()
+    start(scale="rehearsal").record("IOI-1", 1.0)
+
+
 def test_a_half_written_file_stops_the_run_and_is_kept(folder):
     path = folder / "lab/ioi.json"
     path.parent.mkdir()
@@ -152,6 +189,37 @@ def test_a_half_written_file_stops_the_run_and_is_kept(folder):
     with pytest.raises(ValueError, match=r"not complete JSON .*git checkout"):
         start()
     assert path.read_text() == '{"schema": 1, "chapter": "io'
+
+
+@pytest.mark.parametrize(
+    ("number", "way_out"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EDQUOT, "free some space"),
+        (errno.EACCES, "choose another folder with --results"),
+        (errno.EROFS, "choose another folder with --results"),
+        (errno.ENOTDIR, "a file stands where a folder must be"),
+        (errno.EISDIR, "a folder where the file must be"),
+    ],
+)
+def test_the_way_out_fits_the_cause(monkeypatch, number, way_out):
+    ledger = start()
+
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("mechinterp.claims.results.atomic_write", fail)
+    with pytest.raises(OSError, match=f"{os.strerror(number)}; .*{way_out}") as raised:
+        ledger.record("IOI-1", 5.0)
+    assert raised.value.errno == number
+    assert ("free some space" in str(raised.value)) == (way_out == "free some space")
+
+
+def test_a_folder_that_became_a_file_during_the_run(folder):
+    ledger = start()
+    (folder / "lab").touch()
+    with pytest.raises(OSError, match="a file stands where a folder must be"):
+        ledger.record("IOI-1", 5.0)
 
 
 def test_a_full_disk_keeps_the_earlier_file(folder, monkeypatch):
@@ -163,7 +231,9 @@ def test_a_full_disk_keeps_the_earlier_file(folder, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("mechinterp.files.os.fsync", full)
-    with pytest.raises(OSError, match=r"earlier file is untouched: No space left on device.*ioi\.json") as raised:
+    with pytest.raises(
+        OSError, match=r"earlier file is untouched: No space left on device; free some space.*ioi\.json"
+    ) as raised:
         ledger.record("IOI-2", 0.99)
     assert raised.value.errno == errno.ENOSPC
     assert (folder / "lab/ioi.json").read_bytes() == before

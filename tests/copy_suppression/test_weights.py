@@ -32,6 +32,17 @@ def full_ranks(matrix: Tensor, largest: bool) -> list[int]:
     return [int(((row > d) if largest else (row < d)).sum()) + 1 for row, d in zip(matrix, own, strict=True)]
 
 
+def assert_ranks(found: Tensor, matrix: Tensor, largest: bool) -> None:
+    """The ranks of the diagonal, but where two products differ by less than the rounding of their sums."""
+    near = 1e-5 * matrix.abs().max()
+    own = matrix.diagonal()[:, None]
+    ahead = matrix - own if largest else own - matrix
+    other = ~torch.eye(len(matrix), dtype=torch.bool)
+    low, high = (1 + ((ahead > limit) & other).sum(1) for limit in (near, -near))
+    assert ((low <= found) & (found <= high)).all()
+    assert (high - low).float().mean() < 0.1, "next to no ties, or this test says nothing"
+
+
 @settings(max_examples=25, deadline=None)
 @given(n=st.integers(1, 12), block=st.integers(1, 15), seed=st.integers(0, 99), largest=st.booleans())
 def test_blocks_give_the_ranks_of_the_whole_matrix(n: int, block: int, seed: int, largest: bool) -> None:
@@ -56,13 +67,13 @@ def test_effective_embedding_is_block_0_without_attention_and_positions(small: A
 def test_ranks_are_those_of_the_full_matrices(small: Any, head: Head) -> None:
     ee, u = token_vectors(small, "W_EE"), token_vectors(small, "W_U")
     ov = ee @ small.W_V[head] @ small.W_O[head] @ small.W_U
-    assert ov_ranks(small, head, block=64).tolist() == full_ranks(ov, largest=False)
+    assert_ranks(ov_ranks(small, head, block=64), ov, largest=False)
     qk = u @ small.W_Q[head] @ small.W_K[head].T @ ee.T
-    assert qk_ranks(small, head, block=64).tolist() == full_ranks(qk, largest=True)
+    assert_ranks(qk_ranks(small, head, block=64), qk, largest=True)
     biased = (u @ small.W_Q[head] + small.b_Q[head]) @ (ee @ small.W_K[head] + small.b_K[head]).T
-    assert qk_ranks(small, head, biases=True).tolist() == full_ranks(biased, largest=True)
+    assert_ranks(qk_ranks(small, head, biases=True), biased, largest=True)
     other = small.W_E @ small.W_Q[head] @ small.W_K[head].T @ small.W_E.T
-    assert qk_ranks(small, head, queries=small.W_E, keys=small.W_E).tolist() == full_ranks(other, largest=True)
+    assert_ranks(qk_ranks(small, head, queries=small.W_E, keys=small.W_E), other, largest=True)
 
 
 def test_token_vectors_have_the_length_of_a_normalised_stream(small: Any) -> None:
@@ -109,7 +120,7 @@ def test_composition_equals_the_full_product(small: Any) -> None:
     tokens = torch.arange(20, 60)
     x = token_vectors(small, "W_EE")[tokens]
     full = x @ small.W_V[0, 2] @ small.W_O[0, 2] @ small.W_Q[1, 1] @ small.W_K[1, 1].T @ x.T
-    assert composition_ranks(small, Head(0, 2), Head(1, 1), tokens).tolist() == full_ranks(full, largest=True)
+    assert_ranks(composition_ranks(small, Head(0, 2), Head(1, 1), tokens), full, largest=True)
 
 
 def test_bad_input(small: Any, unchecked: None) -> None:

@@ -1,11 +1,14 @@
 """Has a value changed in silence? New results against the committed ones."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mechinterp.claims.expectations import show
 from mechinterp.claims.registry import CLAIMS
 from mechinterp.claims.results import Results
+
+RTOL, ATOL = 0.02, 0.005
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Change:
         return f"{self.id}: {self.what}"
 
 
-def compare(old: Results, new: Results, *, rtol: float = 0.02, atol: float = 0.005) -> list[Change]:
+def compare(old: Results, new: Results, *, rtol: float = RTOL, atol: float = ATOL) -> list[Change]:
     """Every difference that a reader should be told of: values, verdicts, expectations, model and seed.
 
     Numbers may differ by `atol + rtol * |old|`, the rounding of other processors, and by the claim's own `drift`;
@@ -60,3 +63,51 @@ def _close(a: Any, b: Any, rtol: float, atol: float) -> bool:
     if isinstance(a, int | float) and isinstance(b, int | float):
         return abs(a - b) <= atol + rtol * abs(a)
     return bool(a == b)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far one number of a claim, or one list of names, lies apart between runs that should agree.
+
+    Attributes:
+        id, row: the claim, and the row if its value is a table.
+        absolute: largest difference between two runs; for names, how many are not in every run.
+        relative: that over the largest size of the number; for names, over how many there are in all.
+        allowed: what `compare` lets pass between the two, 0 for names.
+    """
+
+    id: str
+    row: str
+    absolute: float
+    relative: float
+    allowed: float
+
+
+def spread(runs: Sequence[Results]) -> list[Spread]:
+    """What the tolerances of `compare` have to cover: differences between runs on several processors, widest first.
+
+    Claims that only some of the runs have are left out; so are rows of a table.
+
+    Errors: `ValueError` for fewer than two runs, or runs of different chapters, scales or seeds.
+    """
+    kinds = {(run.chapter, run.scale, run.seed) for run in runs}
+    if len(runs) < 2 or len(kinds) > 1:
+        raise ValueError(f"a spread needs at least two runs of one chapter, scale and seed, got {len(runs)} of {kinds}")
+    found = []
+    for id in (id for id in runs[0].claims if all(id in run.claims for run in runs)):
+        values = [run.claims[id].value for run in runs]
+        tables = [value if isinstance(value, dict) else {"": value} for value in values]
+        claim = CLAIMS.get(runs[0].chapter, {}).get(id)
+        for row in (row for row in tables[0] if all(row in table for table in tables)):
+            leaves = [table[row] for table in tables]
+            if all(isinstance(leaf, list) for leaf in leaves):
+                sets = [set(leaf) for leaf in leaves]
+                every = set.union(*sets)
+                apart, size, allowed = len(every) - len(set.intersection(*sets)), len(every), 0.0
+            elif all(isinstance(leaf, int | float) for leaf in leaves):
+                apart, sizes = max(leaves) - min(leaves), [abs(leaf) for leaf in leaves]
+                size, allowed = max(sizes), ATOL + RTOL * min(sizes) + (claim.drift if claim else 0.0)
+            else:
+                continue  # not measured in some run
+            found.append(Spread(id, row, apart, apart / size if size else 0.0, allowed))
+    return sorted(found, key=lambda s: -s.absolute / (s.allowed or 1e-9))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from numbers import Integral
 from typing import Any
 
 import mechinterp
@@ -14,6 +15,7 @@ from mechinterp.claims.html import badge, card_html, table_html
 from mechinterp.claims.registry import CLAIMS
 from mechinterp.claims.results import Entry, Results, read_results, results_path, write_results
 from mechinterp.claims.statement import Claim
+from mechinterp.files import check_writable
 from mechinterp.scales import SCALES, Scale
 
 Interval = tuple[float, float]
@@ -105,7 +107,8 @@ class Ledger:
         model: name and sha256 of the weights, as `mechinterp.models.describe` gives them.
         seed, device: of the run.
 
-    Errors: `ValueError` for an unknown chapter or scale, or a results file that cannot be read.
+    Errors: `ValueError` for an unknown chapter or scale, a sha256, seed or device that is none, or a results file
+        that cannot be read or written.
     """
 
     def __init__(
@@ -127,9 +130,11 @@ class Ledger:
             version=mechinterp.__version__,
             model={"name": str(model["name"]), "sha256": str(model["sha256"])},
             device=str(device),
-            seed=seed,
+            seed=int(seed) if isinstance(seed, Integral) and not isinstance(seed, bool) else seed,
         )
         path = results_path(chapter, scale)
+        if scale != "rehearsal":
+            check_writable(path, "choose another results folder with --results or MECHINTERP_RESULTS")
         if scale != "rehearsal" and path.exists():
             earlier = read_results(path)
             if (earlier.model, earlier.seed) == (self._results.model, self._results.seed):

@@ -1,12 +1,17 @@
 """Results files: `results/<scale>/<chapter>.json`, whole or not there."""
 
+import errno
 import json
 import os
+import re
 from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from mechinterp.files import atomic_write
+from mechinterp.scales import SCALES
 
 SCHEMA = 1
 VERDICTS = ("reproduced", "not reproduced", "paper scale only")
@@ -35,7 +40,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Results:
-    """One results file."""
+    """One results file.
+
+    Attributes:
+        model: `name` and `sha256` of the weights, 64 hexadecimal digits.
+        device: where the model ran: `cpu`, `cuda`, `cuda:1`.
+        date: day of the last record, `2026-01-31`. `seconds`: from the ledger's start to it.
+
+    Errors: `ValueError` for a fact of another kind: it would be published as it stands.
+    """
 
     chapter: str
     scale: str
@@ -46,6 +59,25 @@ class Results:
     date: str = ""
     seconds: float = 0.0
     claims: dict[str, Entry] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.scale not in SCALES:
+            raise ValueError(f"unknown scale {self.scale!r}; one of {', '.join(SCALES)}")
+        if not isinstance(self.model, dict) or set(self.model) != {"name", "sha256"} or not self.model["name"]:
+            raise ValueError(f"a model is given by its name and sha256, not {self.model!r}")
+        if not re.fullmatch(r"[0-9a-f]{64}", str(self.model["sha256"])):
+            raise ValueError(
+                f"the model's sha256 is {self.model['sha256']!r}; expected 64 hexadecimal digits: "
+                "give what mechinterp.models.describe returns"
+            )
+        if not re.fullmatch(r"[a-z]+(:\d+)?", str(self.device)):
+            raise ValueError(f"the device is {self.device!r}; expected a name like cpu or cuda:0")
+        if not isinstance(self.seed, Integral) or isinstance(self.seed, bool):
+            raise ValueError(f"the seed is {self.seed!r}; expected an integer")
+        if not re.fullmatch(r"(\d{4}-\d\d-\d\d)?", str(self.date)):
+            raise ValueError(f"the date is {self.date!r}; expected year-month-day")
+        if isinstance(self.seconds, bool) or not isinstance(self.seconds, int | float) or not self.seconds >= 0:
+            raise ValueError(f"the seconds are {self.seconds!r}; expected a number from 0")
 
     def with_entry(self, id: str, entry: Entry) -> "Results":
         """The same results with one claim added or replaced."""
@@ -72,6 +104,25 @@ def project_root() -> Path | None:
     )
 
 
+def shipped_results() -> Path:
+    """The results that came with the package; a clone has none there, it has the folder `results`."""
+    return Path(str(files("mechinterp"))) / "results"
+
+
+def readable_folder(folder: Path | None = None) -> Path:
+    """Where results are read: `folder`, else `results_folder()`, else what came with the package.
+
+    Errors: `ValueError` if there is no such folder.
+    """
+    if folder is None:
+        folder = results_folder() if results_folder().exists() else shipped_results()
+        if not folder.exists():
+            raise ValueError("no results here: run this inside a clone of the book, or give a folder with --results")
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is {'not a folder' if folder.exists() else 'not there'}; give a results folder")
+    return folder
+
+
 def results_path(chapter: str, scale: str, folder: Path | None = None) -> Path:
     """The file of one chapter at one scale."""
     return (folder or results_folder()) / scale / f"{chapter}.json"
@@ -80,7 +131,7 @@ def results_path(chapter: str, scale: str, folder: Path | None = None) -> Path:
 def write_results(results: Results, folder: Path | None = None) -> Path:
     """Write a results file, atomically; returns its path.
 
-    Errors: `OSError` naming the file if it cannot be written (a full disk); the old file is kept.
+    Errors: `OSError` naming the file, the cause and the way out if it cannot be written; an old file is kept.
     """
     path = results_path(results.chapter, results.scale, folder)
     data = {"schema": SCHEMA} | {name: getattr(results, name) for name in _FIELDS[1:-1]}
@@ -95,10 +146,19 @@ def write_results(results: Results, folder: Path | None = None) -> Path:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"results not written, the earlier file is untouched: {error.strerror}; free some space",
+            f"results not written, an earlier file is untouched: {error.strerror}{_way_out(error)}",
             str(path),
         ) from error
     return path
+
+
+def _way_out(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "; free some space"
+    elsewhere = "choose another folder with --results or MECHINTERP_RESULTS"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        return f"; a file stands where a folder must be, or a folder where the file must be: {elsewhere}"
+    return f"; {elsewhere}"
 
 
 def read_results(path: Path) -> Results:
@@ -125,7 +185,10 @@ def read_results(path: Path) -> Results:
             problem = f"lacks {', '.join(lacks)}" if lacks else f"has the verdict {entry['verdict']!r}"
             raise ValueError(f"{path}: claim {id} {problem}; {way_out}")
         entries[id] = Entry(**{name: entry[name] for name in _ENTRY})
-    return Results(**{name: data[name] for name in _FIELDS[1:-1]}, claims=entries)
+    try:
+        return Results(**{name: data[name] for name in _FIELDS[1:-1]}, claims=entries)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; {way_out}") from error
 
 
 def _natural(item: tuple[str, Any]) -> tuple[str, int, str]:

@@ -9,7 +9,7 @@ from typing import Literal
 from mechinterp.claims.expectations import show
 from mechinterp.claims.html import MARKS, badge, table_html
 from mechinterp.claims.registry import CLAIMS
-from mechinterp.claims.results import Entry, Results, read_results, results_folder, results_path
+from mechinterp.claims.results import Entry, Results, read_results, readable_folder, results_path
 
 TITLES = {
     "ioi": "The IOI circuit (Wang et al., 2022)",
@@ -36,12 +36,12 @@ def board(folder: Path | None = None, chapters: Sequence[str] | None = None) -> 
     """The scoreboard as data, one part a chapter.
 
     Args:
-        folder: the results folder; by default `results_folder()`.
+        folder: the results folder; by default `results_folder()`, or where there is none, what came with the package.
         chapters: which, by default all with claims.
 
-    Errors: `ValueError` for an unknown chapter or a results file that cannot be read.
+    Errors: `ValueError` for an unknown chapter, no such folder, or a results file that cannot be read.
     """
-    folder = folder or results_folder()
+    folder = readable_folder(folder)
     parts = []
     for chapter in chapters or CLAIMS:
         if chapter not in CLAIMS:

