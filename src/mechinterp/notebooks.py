@@ -1,6 +1,7 @@
 """Run a chapter's notebook from top to bottom without a browser.
 
-Needs the `book` extra (`pip install "mechinterp-book[book] @ git+https://github.com/mechinterp/mechinterp"`); the rest of the package does not.
+Needs the `book` extra, `pip install "mechinterp-book[book] @ git+https://github.com/mechinterp/mechinterp"`;
+the rest of the package does not.
 """
 
 import re
