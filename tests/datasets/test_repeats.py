@@ -95,6 +95,13 @@ def test_too_little_text() -> None:
         text_twice(torch.arange(100), 1, length=12, gap=11)
 
 
+def test_text_twice_without_bos_is_passage_gap_passage() -> None:
+    rows = text_twice(torch.arange(100, 200), 3, length=12, gap=4)
+    assert rows.shape == (3, 12)
+    assert torch.equal(rows[:, :4], rows[:, 8:])
+    assert not torch.equal(rows[:, 4:8], rows[:, :4])
+
+
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), size=st.integers(2, 12), kinds=st.integers(2, 6))
 def test_pairs_and_followers_are_those_of_a_loop(seed: int, size: int, kinds: int) -> None:

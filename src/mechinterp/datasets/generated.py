@@ -14,6 +14,8 @@ import numpy as np
 from mechinterp.datasets.ioi import NAMES, OBJECTS, PLACES, held_out_pairs
 from mechinterp.datasets.ordinals import HELD_OUT_TASK, TASKS
 
+VOCABULARY = 8192
+"""Repeated random tokens are drawn below this id: the size of the lab model's vocabulary."""
 T = TypeVar("T")
 Piece = str | list[int]
 Quote = Callable[[int], list[int]]
@@ -180,7 +182,7 @@ def succession_pairs(rng: np.random.Generator, quote: Quote) -> list[Piece]:
 
 def repeated_tokens(rng: np.random.Generator, quote: Quote) -> list[Piece]:
     """Uniformly random tokens, repeated."""
-    block = rng.integers(1, 8192, int(rng.integers(4, 48))).tolist()
+    block = rng.integers(1, VOCABULARY, int(rng.integers(4, 48))).tolist()
     return [block * int(rng.integers(2, 4))]
 
 

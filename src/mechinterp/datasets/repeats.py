@@ -79,16 +79,20 @@ def passage_twice(
 
 
 def text_twice(
-    tokens: Int[Tensor, " token"], n: int, *, length: int = 128, gap: int = 15, bos: int = 0, seed: int = 0
+    tokens: Int[Tensor, " token"], n: int, *, length: int = 128, gap: int = 15, bos: int | None = None, seed: int = 0
 ) -> Int[Tensor, "prompt pos"]:
     """`n` rows: BOS, a passage of the given text, `gap` tokens from elsewhere in it, and the passage again.
 
+    Args:
+        bos: the token in front, `mechinterp.datasets.text.bos_id` of the tokenizer; None for a model without one.
+
     Errors: `ValueError` for a text shorter than a row, or a row that has no room for the gap.
 
-    >>> text_twice(torch.arange(10, 99), 1, length=12, gap=3).shape
+    >>> text_twice(torch.arange(10, 99), 1, length=12, gap=3, bos=0).shape
     torch.Size([1, 12])
     """
-    size = (length - gap - 1) // 2
+    start = tokens.new_tensor([] if bos is None else [bos])
+    size = (length - gap - len(start)) // 2
     if gap < 1 or size < 1 or len(tokens) < length:
         raise ValueError(f"rows of {length} tokens, {gap} of them in between, cannot be cut from {len(tokens)}")
     rng = torch.Generator().manual_seed(seed)
@@ -96,7 +100,7 @@ def text_twice(
     for _ in range(n):
         a, b = torch.randint(len(tokens) - length + 1, (2,), generator=rng).tolist()
         passage = tokens[a : a + size]
-        rows.append(torch.cat([tokens.new_tensor([bos]), passage, tokens[b : b + gap], passage]))
+        rows.append(torch.cat([start, passage, tokens[b : b + gap], passage]))
     return torch.stack(rows)
 
 

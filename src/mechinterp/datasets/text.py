@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mechinterp.datasets.generated import MIXTURE
+from mechinterp.datasets.generated import MIXTURE, VOCABULARY
 
 
 def sample() -> list[str]:
@@ -105,11 +105,13 @@ def packed_rows(
 def generated_rows(tokenizer: PreTrainedTokenizerBase, n: int, length: int, *, seed: int = 0) -> Int[Tensor, "doc pos"]:
     """Rows of generated documents as in the lab model's training, quoting the sample; each after a BOS token.
 
-    Errors: `ValueError` if the tokenizer has no BOS token to put between documents.
+    Errors: `ValueError` if the tokenizer has no BOS token to put between documents, or fewer than 8192 tokens.
     """
     bos = bos_id(tokenizer)
     if bos is None:
         raise ValueError("generated documents stand after a BOS token and this tokenizer has none; use packed_rows")
+    if len(tokenizer) < VOCABULARY:
+        raise ValueError(f"generated documents draw from {VOCABULARY} tokens, this tokenizer has {len(tokenizer)}")
     rng = np.random.default_rng(seed)
     pool = tokenizer.encode(" ".join(sample()), add_special_tokens=False, verbose=False)
     kinds, weights = list(MIXTURE), np.array(list(MIXTURE.values()))
