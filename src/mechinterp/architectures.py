@@ -19,6 +19,8 @@ from mechinterp.modules import MLP, Linear, Norm, Rotary
 CHECKED, LONGEST = 16, 128
 """Tokens of the comparison with the model's own logits: at least, and as prompts get longer; windows may need more."""
 _PLACE = "_mechinterp_anatomy"
+VALUE_BIASES = "_mechinterp_value_biases"
+"""Where loading leaves the value biases that processing folds into b_O."""
 
 
 @dataclass
@@ -48,6 +50,23 @@ def known(model: Any, length: int | None = None) -> Anatomy:
         _compare(model, entry.anatomy, needed)
         entry.compared = needed
     return entry.anatomy
+
+
+def settings(model: Any) -> dict[str, Any]:
+    """What makes a model's activations beside its weights: numbers and switches of its config, names of functions."""
+    cfg = vars(model.cfg)
+    named = ("act_fn", "architecture", "normalization_type", "positional_embedding_type")
+    return {n: v for n, v in cfg.items() if isinstance(v, int | float)} | {n: str(cfg.get(n)) for n in named}
+
+
+@torch.no_grad()
+def value_biases(model: Any) -> Tensor | None:
+    """[layer head d_head]: what a bridge that is not processed yet adds to values; None if it is not supported."""
+    try:
+        anatomy = _read(model)
+    except ValueError:
+        return None
+    return torch.stack([torch.stack([x.bias("v", h) for h in range(x.n_heads)]) for x in anatomy.layers])
 
 
 def _refuse_hooks(model: Any) -> None:

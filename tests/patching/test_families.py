@@ -141,6 +141,39 @@ def test_recorded_outputs_differ_from_the_raw_ones_by_constants_only(family: tup
         close(gap, gap.mean(-1, keepdim=True).expand_as(gap))
 
 
+def test_zeros_and_the_raw_model_s_zeros(family: tuple[Any, Raw]) -> None:
+    """Zeros here leave the value bias in the output; the raw model's zeros take it away."""
+    model, raw = family
+    values = patching.record(model, CLEAN)
+    gone = patching.mask(model, CLEAN.shape, {Head(1, 2): None, Head(2, 0): None})
+
+    def zero(head: int) -> Any:
+        def edit(z: Tensor) -> Tensor:
+            z[:, :, head] = 0
+            return z
+
+        return edit
+
+    theirs = slow_metric(raw.run(CLEAN, {("z", 1): zero(2), ("z", 2): zero(0)})[0])
+    ours = patching.replace(model, CLEAN, values.zeros_like(raw=model), heads=gone, at=AT)
+    close(metric(ours), theirs)
+    biases = patching.value_biases(model)
+    assert biases.shape == (LAYERS, HEADS, values.z.shape[-1])
+    has = raw.name in (
+        "GPT-2",
+        "OPT",
+        "Pythia",
+        "GPT-NeoX, serial",
+        "Llama",
+        "Qwen 2",
+        "Phi",
+        "Falcon",
+        "GPT-J",
+        "GPT-Neo",
+    )
+    assert bool(biases.abs().max() > 0) == has
+
+
 def test_logits_at_a_position(family: tuple[Any, Raw]) -> None:
     model, raw = family
     ours, theirs = patching.logits_at(model, CLEAN, AT), raw.run(CLEAN)[0][ROWS, AT]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mechinterp.architectures import VALUE_BIASES, value_biases
 from mechinterp.datasets.text import bos_id
 from mechinterp.files import sha256_of
 from mechinterp.models import gguf_file, hub, pretrained
@@ -147,7 +148,10 @@ def to_bridge(
         bridge = TransformerBridge.boot_transformers(
             name, hf_model=model, tokenizer=tokenizer, device=device, dtype=kind
         )
+        biases = value_biases(bridge)
         bridge.enable_compatibility_mode(disable_warnings=True)
+    if biases is not None:
+        bridge.__dict__[VALUE_BIASES] = biases
     if not starts:
         bridge.cfg.default_prepend_bos = False
     return bridge.eval().requires_grad_(False)

@@ -9,12 +9,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechinterp.anatomy import size
+from mechinterp.architectures import VALUE_BIASES
 from mechinterp.heads import Head, check_heads
 from mechinterp.patching.checks import check_tokens
 from mechinterp.patching.engine import Keep, final_streams, trace
-
-VALUE_BIASES = "raw_value_biases"
-"""Where `mechinterp.models` leaves what processing has folded away."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def value_biases(model: Any) -> Float[Tensor, "layer head d_head"]:
 
     Errors: `ValueError` for a model that `mechinterp.models` has not loaded.
     """
-    found = getattr(model, VALUE_BIASES, None)
+    found: Tensor | None = model.__dict__.get(VALUE_BIASES)
     if found is None:
         raise ValueError("the raw value biases of this model are not known: load it with mechinterp.models.load")
     return found

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mechinterp.architectures import settings
 from mechinterp.files import atomic_write
 from mechinterp.sae.sites import activations, check_hooks
 
@@ -58,14 +59,8 @@ def content(x: Tensor) -> bytes:
 
 
 def model_content(model: Any) -> bytes:
-    """SHA-256 of all that makes a model's activations: every parameter and buffer, and the settings that are not one.
-
-    Settings are the numbers and switches of its config and the names of its functions.
-    """
-    cfg = vars(model.cfg)
-    named = ("act_fn", "architecture", "normalization_type", "positional_embedding_type")
-    settings = {n: v for n, v in cfg.items() if isinstance(v, int | float)} | {n: str(cfg.get(n)) for n in named}
-    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    """SHA-256 of all that makes a model's activations: every parameter and buffer, and the settings that are not one."""
+    found = hashlib.sha256(json.dumps(settings(model), sort_keys=True).encode())
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         found.update(name.encode() + content(value))
     return found.digest()
