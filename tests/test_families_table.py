@@ -15,13 +15,6 @@ from typing import Any
 import torch
 from families import FAMILIES, HEADS, LAYERS, VOCAB, WIDTH, bridge
 
-import mechinterp.attention
-import mechinterp.circuits
-import mechinterp.copy_suppression
-import mechinterp.patching
-import mechinterp.sae
-import mechinterp.sae.latents
-import mechinterp.successor
 from mechinterp import attention, circuits, copy_suppression, patching, sae, successor
 from mechinterp.heads import Head
 from mechinterp.sae.latents import attribution, features, interventions

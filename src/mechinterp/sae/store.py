@@ -59,7 +59,7 @@ def content(x: Tensor) -> bytes:
 
 
 def model_content(model: Any) -> bytes:
-    """SHA-256 of all that makes a model's activations: every parameter and buffer, and the settings that are not one."""
+    """SHA-256 of all that makes a model's activations: every parameter and buffer, and its settings."""
     found = hashlib.sha256(json.dumps(settings(model), sort_keys=True).encode())
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         found.update(name.encode() + content(value))
