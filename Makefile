@@ -13,6 +13,7 @@ SHELL := /bin/bash
 VENV ?= .venv
 PYTHON ?=
 TORCH_INDEX ?=
+WORKERS ?= 2
 BIN := $(VENV)/bin
 # Nothing after the installation may reach for the network.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=disabled TOKENIZERS_PARALLELISM=false
@@ -80,7 +81,7 @@ types: install
 
 unit: install
 	@echo "== tests"
-	$(OFFLINE) $(BIN)/python -m pytest -q --ignore tests/book
+	$(OFFLINE) $(BIN)/python -m pytest -q -n $(WORKERS) --ignore tests/book
 	@echo "== examples in docstrings and README"
 	$(OFFLINE) $(BIN)/python -m pytest -q --doctest-modules src README.md --doctest-glob README.md
 
