@@ -1,6 +1,6 @@
 """Path and activation patching: this package against hooks and against TransformerLens.
 
-    python benchmarks/path_patching.py [--shape lab gpt2] [--task logits queries ...] [--full]
+    python benchmarks/path_patching.py [--shape lab gpt2 smollm2] [--task logits queries ...] [--full]
 
 Tasks, on 100 random prompts of 17 tokens, the metric read at the last one:
 
@@ -37,20 +37,20 @@ from typing import Any
 PROMPTS, LENGTH = 100, 17
 TOLERANCE = 1e-4
 PEERS = {"logits": "hooks", "queries": "hooks", "resid": "transformer_lens", "heads": "transformer_lens"}
-SHAPES = ("lab", "gpt2")
-SUBSET = {"lab": 40, "gpt2": 12}
+SHAPES = ("lab", "gpt2", "smollm2")
+SUBSET = {"lab": 40, "gpt2": 12, "smollm2": 9}
 """Senders or cells that slow peers are timed on by default."""
 
 
 def load(shape: str, device: str) -> Any:
-    """The lab model, or a model of GPT-2 small's shape with random weights."""
+    """The lab model, SmolLM2, or a model of GPT-2 small's shape with random weights."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from mechinterp.models import load, load_tokenizer, to_bridge
 
-    if shape == "lab":
-        return load("lab", device=device)
+    if shape != "gpt2":
+        return load(shape, device=device)
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config())
     for weight in model.parameters():
@@ -277,7 +277,7 @@ def main() -> None:
     print(line("shape", "task", "method", "seconds", "ratio", "peak MiB", "effect", "max |diff|"), flush=True)
     wrong = False
     for shape in args.shape:
-        for task in args.task or [t for t in PEERS if (shape, t) != ("gpt2", "heads")]:
+        for task in args.task or [t for t in PEERS if shape == "lab" or t != "heads"]:
             mine, peer = (measure(shape, task, method, args) for method in ("ours", PEERS[task]))
             worst = max(
                 abs(a - b) for cell, row in peer["cells"].items() for a, b in zip(mine["cells"][cell], row, strict=True)
