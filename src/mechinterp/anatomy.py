@@ -269,12 +269,12 @@ class Anatomy:
 
     @property
     def W_E(self) -> Tensor:
-        """[d_vocab d_model]: every token's embedding, as it enters the stream, without positions."""
+        """Every token's embedding as it enters the stream, without positions, [d_vocab d_model]."""
         return self.token_embedding(torch.arange(self.size.d_vocab, device=self.device))
 
     @property
     def W_U(self) -> Tensor:
-        """[d_model d_vocab]: from the stream after the final norm to logits."""
+        """From the stream after the final norm to logits, [d_model d_vocab]."""
         return self.unembedding.weight.T
 
     def directions(self, tokens: Tensor | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from mechinterp.datasets.ioi import NAMES, OBJECTS, PLACES, held_out_pairs
 from mechinterp.datasets.ordinals import HELD_OUT_TASK, TASKS
 
 VOCABULARY = 8192
-"""Repeated random tokens are drawn below this id: the size of the lab model's vocabulary."""
+"""Size of the lab model's vocabulary; repeated random tokens are drawn below it."""
 T = TypeVar("T")
 Piece = str | list[int]
 Quote = Callable[[int], list[int]]
