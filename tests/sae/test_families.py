@@ -75,7 +75,6 @@ def test_heads_and_two_names_of_one_stream(family: tuple[Any, Raw]) -> None:
 def test_splicing_and_ablating_latents(family: tuple[Any, Raw], site_name: str) -> None:
     """The raw model gets the same change of its own activations."""
     model, raw = family
-    weights = Weights(raw)
     layer = LAYERS - 1 if site_name == "hook_resid_post" else 1
     hook = f"blocks.{layer}.{site_name}"
     sae = an_sae(model, hook)
