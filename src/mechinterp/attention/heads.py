@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechinterp.anatomy import size
+from mechinterp.datasets import repeats
+from mechinterp.datasets.text import bos_id
 from mechinterp.heads import Head, check_heads
 from mechinterp.patching.checks import check_tokens
 from mechinterp.patching.direct import written
@@ -68,17 +70,13 @@ def attention_to(
 
 
 def repeated_tokens(model: Any, *, n: int = 20, length: int = 100, seed: int = 0) -> Int[Tensor, "prompt pos"]:
-    """`length` random tokens, repeated once (AA), after the BOS token if the tokenizer adds one.
+    """`length` random tokens, repeated once (AA), after the BOS token if texts of this tokenizer have one (`bos_id`).
 
     The length is cut to what the model's context holds.
     """
-    bos = getattr(model.tokenizer, "bos_token_id", None)
-    sizes = size(model)
+    bos, sizes = bos_id(model.tokenizer), size(model)
     length = min(length, (sizes.n_ctx - (bos is not None)) // 2)
-    generator = torch.Generator().manual_seed(seed)
-    block = torch.randint(1, sizes.d_vocab, (n, length), generator=generator)
-    parts = [block, block] if bos is None else [torch.full((n, 1), bos), block, block]
-    return torch.cat(parts, 1).to(next(model.parameters()).device)
+    return repeats.repeated_tokens(sizes.d_vocab, n, length, seed, bos).to(next(model.parameters()).device)
 
 
 def _offset_score(model: Any, offset: Callable[[int], int], second: bool, n: int, length: int, seed: int) -> Tensor:
