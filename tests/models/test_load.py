@@ -89,8 +89,12 @@ def test_offline_and_not_cached_names_three_ways_out(door: Callable[[str], objec
 @pytest.mark.parametrize(
     ("answer", "error", "words"),
     [
-        ("RepositoryNotFoundError", ValueError, "unknown model 'mechinterp-tests/not-there'.*the hub has no public"),
-        ("GatedRepoError", ValueError, "gated model.*hf auth login"),
+        (
+            "RepositoryNotFoundError",
+            ValueError,
+            "unknown repository 'mechinterp-tests/not-there'.*the hub has no public",
+        ),
+        ("GatedRepoError", ValueError, "gated repository.*hf auth login"),
         ("RevisionNotFoundError", ValueError, "no revision 'nope'"),
         ("HfHubHTTPError", ConnectionError, "Three ways out"),
     ],

@@ -50,7 +50,7 @@ def download(
         return snapshot(local=False)
     except GatedRepoError as error:
         raise ValueError(
-            f"{repo} is a gated model: accept its licence on the hub and log in with `hf auth login`"
+            f"{repo} is a gated repository: accept its licence on the hub and log in with `hf auth login`"
         ) from error
     except RevisionNotFoundError as error:
         raise ValueError(
@@ -58,8 +58,8 @@ def download(
         ) from error
     except RepositoryNotFoundError as error:
         raise ValueError(
-            f"unknown model {repo!r}: not 'lab', not 'rehearsal', no such folder, and the hub has no public model "
-            "of this name (a private one needs `hf auth login`)"
+            f"unknown repository {repo!r}: no model of this package has that name, there is no such folder, and the "
+            "hub has no public repository of this name (a private one needs `hf auth login`)"
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, ConnectionError, TimeoutError) as error:
         raise ConnectionError(unreachable(repo, instead)) from error

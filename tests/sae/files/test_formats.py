@@ -752,9 +752,9 @@ def test_a_cached_snapshot_without_the_weights_is_completed(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("answer", "error", "words"),
     [
-        ("GatedRepoError", ValueError, "no public files of 'owner/saes'.*hf auth login"),
-        ("RepositoryNotFoundError", ValueError, "no public files of 'owner/saes'"),
-        ("RevisionNotFoundError", ValueError, "no revision 'old' of 'owner/saes'"),
+        ("GatedRepoError", ValueError, "owner/saes is a gated.*hf auth login"),
+        ("RepositoryNotFoundError", ValueError, "unknown repository 'owner/saes'"),
+        ("RevisionNotFoundError", ValueError, "owner/saes has no revision 'old'"),
         ("HfHubHTTPError", ConnectionError, "Three ways out: connect once.*local folder.*train one"),
         ("OfflineModeIsEnabled", ConnectionError, "Three ways out"),
     ],
@@ -776,5 +776,5 @@ def test_answers_of_the_hub(
 def test_without_network_and_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub's own answer in offline mode, in which all tests run."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ConnectionError, match=r"'mechinterp-tests/not-there:a' is not in the local cache"):
+    with pytest.raises(ConnectionError, match=r"'mechinterp-tests/not-there' is not in the local cache"):
         load("mechinterp-tests/not-there:a")

@@ -11,7 +11,6 @@
 A file is data: no code from it is executed, pickles included. What the conversion does is in `sae.stored`.
 """
 
-import contextlib
 import difflib
 import hashlib
 import json
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from mechinterp.files import atomic_write
+from mechinterp.models import hub
 from mechinterp.sae.architectures import SAE
 from mechinterp.sae.files import readers
 from mechinterp.sae.files.stored import Stored, convert
@@ -210,16 +210,6 @@ def _read(path: Path, name: str) -> Stored:
 
 def _hub(source: str, revision: str | None) -> Path:
     """The file or folder of `owner/name:path` in the local cache, downloaded first if it is not there."""
-    import httpx
-    from huggingface_hub import list_repo_files, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
     known = re.fullmatch(r"([\w][\w.-]*/[\w][\w.-]*):(.*)", source)
     if not known:
         raise ValueError(f"no file or folder {source!r}; give one, or a hub id such as 'owner/name:path/in/it'")
@@ -230,31 +220,13 @@ def _hub(source: str, revision: str | None) -> Path:
     wanted = [path, f"{path.removesuffix('.pt')}_cfg.json"] if is_file else []
     wanted += [folder + name for name in _KNOWN if not is_file or name == "config.json"]
 
-    def snapshot(local: bool) -> Path | None:
-        root = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted, local_files_only=local))
-        return root / path if _complete(root / path) else None
-
-    with contextlib.suppress(LocalEntryNotFoundError):
-        cached = snapshot(local=True)
-        if cached:
-            return cached
-    try:
-        got = snapshot(local=False)
-        if got:
-            return got
-        names = list_repo_files(repo, revision=revision)
-    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
-        what = f"no revision {revision!r}" if isinstance(error, RevisionNotFoundError) else "no public files"
-        raise ValueError(
-            f"the hub has {what} of {repo!r}; a gated or private repository needs its licence accepted and "
-            "`hf auth login`"
-        ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, ConnectionError, TimeoutError) as error:
-        raise ConnectionError(
-            f"{source!r} is not in the local cache and the Hugging Face hub cannot be reached. Three ways out: "
-            "connect once so that it is downloaded and cached; pass the path of a local folder that holds it; or train "
-            "one, `mechinterp.sae` has all it takes"
-        ) from error
+    instead = "train one, `mechinterp.sae` has all it takes"
+    root = hub.download(
+        repo, wanted, revision=revision, enough=lambda folder: _complete(folder / path), instead=instead
+    )
+    if _complete(root / path):
+        return root / path
+    names = hub.names(repo, revision=revision)
     saes = {str(Path(n).parent) if Path(n).name in _MAIN else n for n in names if n.endswith((*_MAIN, ".pt"))}
     near = difflib.get_close_matches(path, saes, n=5, cutoff=0)
     raise ValueError(f"{repo} has no SAE at {path!r}; near it are {', '.join(near) or 'none in a known format'}")
