@@ -91,7 +91,13 @@ def test_shuffled_labels_give_nothing(dictionaries: Dictionaries, x: Tensor, res
 
 
 def test_seeds_are_trained_side_by_side_as_if_alone(x: Tensor) -> None:
-    """The seeds share nothing: the first of two is the first of one."""
+    """The seeds share nothing: the first of two is the first of one, up to sums in another order.
+
+    Equal to the last bit where this was written; Adam divides by the size of gradients, so rounding may grow.
+    """
+    few = {"features": 8, "steps": 10, "seed": 3}
+    alone, beside = (train_dictionaries(x, seeds=n, **few) for n in (1, 2))
+    torch.testing.assert_close(beside.decoder[0], alone.decoder[0], atol=1e-4, rtol=0)
     two = train_dictionaries(x, features=8, seeds=2, steps=50, seed=3)
     again = train_dictionaries(x, features=8, seeds=2, steps=50, seed=3)
     assert torch.equal(two.decoder, again.decoder)
