@@ -7,6 +7,7 @@ interval: nothing would be drawn anew.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -185,7 +186,8 @@ def resampled(
 
     found, index = None, np.arange(len(groups))
     for method in ("BCa", "percentile"):
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", scipy_stats.DegenerateDataWarning)
             found = scipy_stats.bootstrap(
                 (index,),
                 of,

@@ -93,7 +93,7 @@ def test_a_killed_process_resumes_to_the_same_losses(
         from mechinterp.lab import training
         from mechinterp.lab.mixture import Mixture
 
-        torch.set_num_threads(1)
+        torch.set_num_threads({torch.get_num_threads()})
         class Doomed(Mixture):
             def batch(self, step, *rest):
                 if step == 8:
