@@ -23,7 +23,8 @@ from mechinterp.files import atomic_write
 from mechinterp.grokking.efficiency import scaling_exponent
 from mechinterp.grokking.fourier import all_logits, excluded_loss, neuron_frequencies, restricted_loss, trig_share
 from mechinterp.grokking.model import Shape
-from mechinterp.grokking.training import METRICS, Config, Run, State, Trained, join, train
+from mechinterp.grokking.runs import METRICS, Run
+from mechinterp.grokking.training import Config, State, Trained, join, train
 
 ScaleName = str
 RESULTS = Path(__file__).with_name("measured")
@@ -308,6 +309,22 @@ class Measured:
     epochs: list[int]
     runs: list[dict[str, Any]]
 
+    def settled(self) -> list[dict[str, Any]]:
+        """Runs that trained for at least one decay time, 1 / (learning rate · weight decay), after they had grokked.
+
+        Before that their norm still falls from what it was when they memorised.
+        """
+        found = []
+        for run in self.runs:
+            if run["grok"] is None or run["weight_decay"] == 0:
+                continue
+            last = self.config["epochs"]
+            if self.config["stop_accuracy"] is not None:
+                last = min(last, run["grok"] + self.config["stop_after"])
+            if last - run["grok"] >= 1 / (self.config["lr"] * run["weight_decay"]):
+                found.append(run)
+        return found
+
     def table(
         self, metric: str, *, by: str = "size", over: str = "seed", **where: Any
     ) -> tuple[list[Any], Float[Tensor, "over by"]]:
@@ -324,6 +341,16 @@ class Measured:
             )
         values = [[float("nan") if cells[r, c] is None else float(cells[r, c]) for c in columns] for r in rows]
         return columns, torch.tensor(values, dtype=torch.float64)
+
+
+def made(scale: ScaleName) -> list[str]:
+    """Names of the sweeps that have been run at a scale and come with the package.
+
+    >>> "mainline" in made("paper")
+    True
+    """
+    path = RESULTS / f"{scale}.json"
+    return list(json.loads(path.read_text())) if path.exists() else []
 
 
 def measured(name: str, scale: ScaleName) -> Measured:
