@@ -399,6 +399,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--export", action="store_true", help="write the summaries into the package")
     args = parser.parse_args(arguments)
+    # Before the first parallel region, so that all threads have it: without weight decay Adam's second moments become
+    # denormal numbers, and a step takes ten times as long.
+    torch.set_flush_denormal(True)
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.set_float32_matmul_precision(args.matmul)
