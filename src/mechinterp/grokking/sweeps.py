@@ -47,6 +47,7 @@ class Plan:
     random_sizes: tuple[int, ...]
     random_decays: tuple[float, ...]
     random_epochs: int
+    random_seeds: tuple[int, ...]
     semi_sizes: tuple[int, ...]
     semi_decay: float
     semi_epochs: int
@@ -72,6 +73,7 @@ PLANS = {
         random_sizes=(150, 300, 600, 1100, 1800),
         random_decays=(1.0, 2.0, 4.0),
         random_epochs=4000,
+        random_seeds=(0, 1, 2),
         semi_sizes=(650, 750, 850, 950),
         semi_decay=5.0,
         semi_epochs=16000,
@@ -94,6 +96,7 @@ PLANS = {
         random_sizes=(600, 1000, 1600, 2600),
         random_decays=(0.5, 1.0, 2.0),
         random_epochs=5000,
+        random_seeds=(0, 1),
         semi_sizes=(1600, 2000),
         semi_decay=2.0,
         semi_epochs=20000,
@@ -155,7 +158,7 @@ def sweep(name: str, scale: ScaleName) -> tuple[list[Run], Config]:
                 Run(size, seed, decay, random_labels=1.0)
                 for size in plan.random_sizes
                 for decay in plan.random_decays
-                for seed in plan.seeds
+                for seed in plan.random_seeds
             ]
             config = Config(plan.random_epochs, plan.shape)
         case "semigrokking":
