@@ -82,7 +82,7 @@ def card_rows(claim: Claim, entries: Mapping[Scale, Entry]) -> list[tuple[str, s
     rows.append(("null asked for", claim.null))
     if claim.seen_before:
         rows.append(("seen before", claim.seen_before))
-    return [*rows, *(("revised", str(revision)) for revision in claim.revised)]
+    return [*rows, *(("revised", str(revision)) for revision in claim.revised if revision.scale in entries)]
 
 
 def _often(passes: float) -> str:
