@@ -169,7 +169,7 @@ def test_spread_shows_what_is_too_far(run, tmp_path):
     new.write_text(new.read_text().replace('"x"', '"not reproduced"'))
     result = run("claims", "spread", old, new)
     assert result.exit_code == 0
-    assert re.search(r"IOI-1 .* 0\.5 .* 0\.333 .* 0\.025 .* too far", result.output)
+    assert re.search(r"IOI-1 .* 0\.5 .* 0\.333 .* 0\.004 .* too far", result.output)
     assert run("claims", "spread", old).exit_code == 1
 
 
