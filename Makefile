@@ -22,8 +22,6 @@ OFFLINE += MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296
 CHECKED := _build/check
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-NUMERIC := $(addprefix tests/,attention circuits copy_suppression patching successor test_stats.py)
-
 .NOTPARALLEL:
 .PHONY: help install test lint types unit unit-elsewhere chapters book browser paper rehearsal peers lock clean
 help:
@@ -85,11 +83,10 @@ unit: install
 	@echo "== examples in docstrings and README"
 	$(OFFLINE) $(BIN)/python -m pytest -q --doctest-modules src README.md --doctest-glob README.md
 
-# The same numbers without vector instructions and with two threads: other kernels, other orders of summation.
+# The same tests without vector instructions: other kernels, other orders of summation.
 unit-elsewhere: install
-	@echo "== tests of the numbers, as on another processor"
-	$(OFFLINE) ATEN_CPU_CAPABILITY=default MECHINTERP_TEST_THREADS=2 OMP_NUM_THREADS=2 \
-	  $(BIN)/python -m pytest -q $(NUMERIC)
+	@echo "== tests, as on another processor"
+	$(OFFLINE) ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -q -n $(WORKERS) --ignore tests/book
 
 chapters: install
 	@echo "== chapters at lab scale (minutes each)"
