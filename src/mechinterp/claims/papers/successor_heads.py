@@ -71,7 +71,7 @@ SUCCESSOR_HEADS: tuple[Claim, ...] = (
         paper=_around(0.7, 0.15),
         lab=Range(0.3, 1),
         unverified=True,
-        drift=0.03,
+        drift=0.06,  # twice the largest difference seen between processors
     ),
     Claim(
         id="SH-7",
