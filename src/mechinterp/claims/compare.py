@@ -9,9 +9,8 @@ from mechinterp.claims.registry import CLAIMS
 from mechinterp.claims.results import Results
 
 RTOL, ATOL = 0.002, 0.002
-"""What rounding may do to a value: seven times the largest difference between the committed results (AVX2) and a run
-of all six chapters without vector instructions, claims with a `drift` apart: 2.7e-4, and 9e-5 of the value where it
-is not near 0; 141 of 167 numbers are equal to the last digit that is kept."""
+"""What rounding may do to a value whose claim has no `drift`: seven times the most by which a run of all six chapters
+without vector instructions differed from the committed results, 2.7e-4."""
 
 
 @dataclass(frozen=True)
