@@ -28,7 +28,7 @@ class Scoreboard(SphinxDirective):
         folder = Path(self.env.srcdir) / "results"
         for path in folder.rglob("*.json"):
             self.env.note_dependency(str(path))
-        return [nodes.raw("", claims.scoreboard(folder, style="html"), format="html")]
+        return [nodes.raw("", claims.scoreboard(folder), format="html")]
 
 
 class ModelCard(SphinxDirective):

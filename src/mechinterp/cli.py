@@ -232,10 +232,19 @@ def claims_show(
         folder = readable_folder(results)
         typer.echo(f"results of {folder}", err=True)
         for part in board(folder, [chapter] if chapter else None):
-            table = Table(*part.header, title=part.title, caption=part.caption, show_lines=True)
-            for row in part.rows:
-                table.add_row(*row)
+            runs = [scale for scale, run in part.runs.items() if run is not None]
+            caption = "\n".join(f"{scale}: {part.caption(scale)}" for scale in part.runs)
+            table = Table("claim", "statement", "paper", *runs, title=part.title, caption=caption, show_lines=True)
+            for claim in part.claims:
+                cells = [_told(part.verdict(claim, scale), part.entry(claim, scale)) for scale in runs]
+                table.add_row(claim.id, claim.statement, f"{claim.paper_value} ({claim.where})", *cells)
             _print(table)
+
+
+def _told(verdict: str, entry: "Entry | None") -> str:
+    from mechinterp.claims.values import show
+
+    return verdict if entry is None or entry.value is None else f"{verdict}: {show(entry.value, counted=True)}"
 
 
 @claims_app.command("compare")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 if TYPE_CHECKING:
     import torch
 
-Scale = Literal["lab", "paper", "rehearsal"]
+Scale = Literal["lab", "laptop", "paper", "rehearsal"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 T = TypeVar("T")
 

@@ -103,6 +103,7 @@ class Setting:
         metric: from logits at `at` [prompt vocab] to one value a prompt.
         means: the values of the knock-out, `patching.mean_reference` of prompts that lack the information.
         batch_size: sequences (variant · prompt) at a time.
+        unit, clusters: what intervals count, and the unit of each prompt, as in `mechinterp.stats.mean`.
     """
 
     model: Any
@@ -112,6 +113,8 @@ class Setting:
     metric: Callable[[Float[Tensor, "prompt vocab"]], Float[Tensor, " prompt"]]
     means: Activations
     batch_size: int = 512
+    unit: str = "prompts"
+    clusters: Int[Tensor, " prompt"] | None = None
 
 
 def keep(
