@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ class Estimate:
         return Estimate(f(self.value), ends, self.n, self.unit)  # type: ignore[arg-type]
 
 
-def short(x: float) -> str:
+def short(x: SupportsFloat) -> str:
     """Three digits, with a minus sign that is one.
 
     >>> short(-0.12345)
