@@ -130,7 +130,9 @@ Expectation = Rule | dict[str, Rule]
 def judge(expected: Expectation, value: Value) -> Outcome:
     """Inside, outside or across the bounds; a table is inside if all of its rows are, outside if any is.
 
-    Errors: `ValueError` if the two have different shapes.
+    A table may have rows that are not bounded: a chapter measures the same ones at every scale.
+
+    Errors: `ValueError` if the two have different shapes, or a bounded row is missing.
 
     >>> from mechinterp.stats import Estimate
     >>> judge(Range(3), Estimate(3.5, (3.2, 3.8), 15, "templates"))
@@ -139,7 +141,7 @@ def judge(expected: Expectation, value: Value) -> Outcome:
     'undecided'
     """
     if isinstance(expected, dict):
-        if not isinstance(value, dict) or set(value) != set(expected):
+        if not isinstance(value, dict) or not set(value) >= set(expected):
             got = f"the rows {sorted(value)}" if isinstance(value, dict) else repr(value)
             raise ValueError(f"expected a table with the rows {sorted(expected)}, got {got}")
         rows = {judge(rule, value[key]) for key, rule in expected.items()}
@@ -150,16 +152,15 @@ def judge(expected: Expectation, value: Value) -> Outcome:
 
 
 def part(expected: Expectation, rows: Iterable[str]) -> Expectation:
-    """The expectation for some rows of a table.
+    """What a table is expected to hold in some of its rows; those without a bound are left out.
 
-    Errors: `ValueError` for a row that it does not have, or rows without any bound.
+    Errors: `ValueError` if none of the rows has a bound that a null could fail.
     """
     rows = list(rows)
-    if not isinstance(expected, dict) or not set(rows) <= set(expected):
-        raise ValueError(f"the expectation ({describe(expected)}) has not all of the rows {rows}")
-    some = {row: expected[row] for row in rows}
-    if all(rule == Range() for rule in some.values()):
-        raise ValueError(f"the rows {rows} have no bound that a null could fail")
+    rules = expected if isinstance(expected, dict) else {}
+    some = {row: rules[row] for row in rows if rules.get(row, Range()) != Range()}
+    if not some:
+        raise ValueError(f"none of the rows {rows} has a bound ({describe(expected)}), so that a null could not fail")
     return some
 
 

@@ -68,6 +68,7 @@ def measured(expected: Expectation, null: Any) -> Null:
     draws = {str(row): _draws(item) for row, item in rows.items()}
     if isinstance(null, Mapping) and isinstance(expected, dict):
         expected = part(expected, draws)
+        null, draws = {row: null[row] for row in expected}, {row: draws[row] for row in expected}
     if all(item is None for item in draws.values()):
         value = clean(null)
         return Null(value, float(judge(expected, value) != "not reproduced"))
