@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mechinterp.claims.expectations import Expectation, describe
-from mechinterp.scales import Scale
+from mechinterp.scales import SCALES, Scale
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,12 @@ class Revision:
 
     def __str__(self) -> str:
         return f"revised {self.date} at {self.scale} scale, was: {self.was}. {self.reason}"
+
+
+def revised(reason: str, **was: str) -> tuple[Revision, ...]:
+    """One revision for each scale that is named, with its old expectation (those of the referee's round)."""
+    named = (scale for scale in SCALES if scale in was)
+    return tuple(Revision("2026-11-25", scale, was[scale], reason) for scale in named)
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Claim:
     where: str
     measure: str
     paper: Expectation
-    null: str = ""
+    null: str
     lab: Expectation | None = None
     laptop: Expectation | None = None
     why_not_lab: str = ""
@@ -73,6 +79,8 @@ class Claim:
     def __post_init__(self) -> None:
         if (self.lab is None) != bool(self.why_not_lab):
             raise ValueError(f"{self.id}: give a lab expectation or the reason why there is none, and not both")
+        if not self.null:
+            raise ValueError(f"{self.id}: name the null that must not meet the expectation")
         if self.laptop is not None and self.why_not_laptop:
             raise ValueError(f"{self.id}: give a laptop expectation or the reason why there is none, and not both")
 

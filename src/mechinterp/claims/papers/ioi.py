@@ -15,18 +15,11 @@ reason for. That, and the referee's findings, changed several expectations; `rev
 """
 
 from mechinterp.claims.expectations import Includes, Range, SameSet, Size
-from mechinterp.claims.statement import Claim, Revision
-from mechinterp.scales import Scale
+from mechinterp.claims.statement import Claim, revised
 
 NAME_MOVERS = ("9.9", "9.6", "10.0")
 NEGATIVE_NAME_MOVERS = ("10.7", "11.10")
 S_INHIBITION = ("7.3", "7.9", "8.6", "8.10")
-
-
-def _revised(reason: str, **was: str) -> tuple[Revision, ...]:
-    """One revision for each scale that is named, with its old expectation."""
-    scales: tuple[Scale, ...] = ("lab", "laptop", "paper")
-    return tuple(Revision("2026-11-25", scale, was[scale], reason) for scale in scales if scale in was)
 
 
 ROWS = "The same bound, now on a row of the table that every scale measures"
@@ -91,7 +84,7 @@ NAME_MOVER_CLAIMS = (
         lab={"for": Size(1), "against": Size(1)},
         laptop={"for": Size(1), "against": Size(1)},
         null="paths patched from prompts that differ in place and object only: no head may pass",
-        revised=_revised(CAP, lab="for: 1 to 6 heads; against: at most 4 heads"),
+        revised=revised(CAP, lab="for: 1 to 6 heads; against: at most 4 heads"),
     ),
     Claim(
         id="IOI-5",
@@ -105,8 +98,8 @@ NAME_MOVER_CLAIMS = (
         laptop={"IO": Range(0.3, 1), "IO − S1, IO first": Range(0.1), "IO − S1, S first": Range(0.1)},
         null="the other heads of the same layers, and the same number of heads with the largest attention to any name",
         revised=(
-            *_revised(ROWS, paper="0.53 to 0.65"),
-            *_revised("An average of both orders hid a head that copies the first name", lab="0.4 to 1"),
+            *revised(ROWS, paper="0.53 to 0.65"),
+            *revised("An average of both orders hid a head that copies the first name", lab="0.4 to 1"),
         ),
     ),
     Claim(
@@ -156,7 +149,7 @@ INHIBITION_CLAIMS = (
         lab=Size(1),
         laptop=Size(1),
         null="paths patched from prompts that differ in place and object only; queries of late heads that move no name",
-        revised=_revised(CAP, lab="1 to 8 heads"),
+        revised=revised(CAP, lab="1 to 8 heads"),
     ),
     Claim(
         id="IOI-10",
@@ -168,7 +161,7 @@ INHIBITION_CLAIMS = (
         lab={"S2": Range(0.3, 1), "S2 − IO": Range(0.0)},
         laptop={"S2": Range(0.2, 1), "S2 − IO": Range(0.0)},
         null="the other heads of the same layers",
-        revised=_revised(ROWS, lab="0.3 to 1", paper="0.45 to 0.57"),
+        revised=revised(ROWS, lab="0.3 to 1", paper="0.45 to 0.57"),
     ),
     Claim(
         id="IOI-11",
@@ -180,7 +173,7 @@ INHIBITION_CLAIMS = (
         lab=Size(1),
         laptop=Size(1),
         null="the same receivers at S2 − 1; values of other heads of the same layers",
-        revised=_revised(CAP, lab="1 to 6 heads"),
+        revised=revised(CAP, lab="1 to 6 heads"),
     ),
     Claim(
         id="IOI-12",
@@ -222,8 +215,8 @@ INHIBITION_CLAIMS = (
         laptop={"position": Range(0.1), "token": Range(0.1), "error": Range(0, 0.15)},
         null="six cells permuted at random",
         revised=(
-            *_revised("One signal adds up with nothing: both must be there", lab="error: 0 to 0.2"),
-            *_revised(SHARE, paper="position: 1.91 to 2.71; token: 0.59 to 1.39; error: 0 to 0.15"),
+            *revised("One signal adds up with nothing: both must be there", lab="error: 0 to 0.2"),
+            *revised(SHARE, paper="position: 1.91 to 2.71; token: 0.59 to 1.39; error: 0 to 0.15"),
         ),
     ),
     Claim(
@@ -252,8 +245,8 @@ CIRCUIT_CLAIMS = (
         laptop={"drop": Range(hi=0.3), "drop over direct effect": Range(hi=0.5)},
         null="a positive control that must cost more: the S-inhibition heads, as many",
         revised=(
-            *_revised(ROWS, paper="0 to 0.15"),
-            *_revised(
+            *revised(ROWS, paper="0 to 0.15"),
+            *revised(
                 "A drop that is small because the heads write little is no self-repair; a gain is no failure",
                 lab="0 to 0.15",
             ),
@@ -281,8 +274,8 @@ CIRCUIT_CLAIMS = (
         },
         null="circuits of as many random heads at the same positions and layers",
         revised=(
-            *_revised(ROWS, paper="0.75 to 1.05"),
-            *_revised("Errors of opposite sign cancel in the mean over both orders", lab="0.75 to 1.05"),
+            *revised(ROWS, paper="0.75 to 1.05"),
+            *revised("Errors of opposite sign cancel in the mean over both orders", lab="0.75 to 1.05"),
         ),
     ),
     Claim(
@@ -295,7 +288,7 @@ CIRCUIT_CLAIMS = (
         lab=Range(0, 0.14),
         laptop=Range(0, 0.3),
         null="the circuit without as many random heads",
-        revised=_revised(SHARE, lab="0 to 1", paper="0 to 0.5"),
+        revised=revised(SHARE, lab="0 to 1", paper="0 to 0.5"),
     ),
     Claim(
         id="IOI-18",
@@ -307,7 +300,7 @@ CIRCUIT_CLAIMS = (
         lab=Range(0.5),
         laptop=Range(0.5),
         null="the empty set, and as many random sets of the same sizes, on the same held-out prompts",
-        revised=_revised(SHARE, lab="at least 1.5", paper="at least 2"),
+        revised=revised(SHARE, lab="at least 1.5", paper="at least 2"),
     ),
     Claim(
         id="IOI-19",
@@ -367,7 +360,7 @@ CIRCUIT_CLAIMS = (
         lab={"MLP 0 out": Range(hi=0.5), "all but MLP 0 out": Range(hi=0.5)},
         laptop={"MLP 0 out": Range(hi=0.5), "all but MLP 0 out": Range(hi=0.5)},
         null="every other single MLP, mean-ablated",
-        revised=_revised(SHARE, lab="MLP 0 out: at most 1.5; all but MLP 0 out: at most 1.5"),
+        revised=revised(SHARE, lab="MLP 0 out: at most 1.5; all but MLP 0 out: at most 1.5"),
     ),
     Claim(
         id="IOI-22",
@@ -379,7 +372,7 @@ CIRCUIT_CLAIMS = (
         lab=Range(-0.1, 0.1),
         laptop=Range(-0.1, 0.1),
         null="a positive control that must fail it: the outputs of a prompt with the other order",
-        revised=_revised(SHARE, lab="−0.5 to 0.5", paper="−0.2 to 0.2"),
+        revised=revised(SHARE, lab="−0.5 to 0.5", paper="−0.2 to 0.2"),
     ),
     Claim(
         id="IOI-23",
