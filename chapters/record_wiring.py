@@ -24,4 +24,5 @@ for chapter, package, result in (
     )
     for claim, share in result.shares().items():
         note = f"weights used: {result.weights}; sha256 is of the committed table"
-        print(ledger.record(claim, share, note=note))
+        null = claims.Chance(result.chances()[claim])
+        print(ledger.record(claim, share, null=null, note=note))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mechinterp import Head
-from mechinterp.selection import select
+from mechinterp.selection import matched, select
 
 
 def effects(strength: list[float], noise: float = 0.02, samples: int = 60, seed: int = 0) -> np.ndarray:
@@ -63,3 +63,19 @@ def test_a_second_rule_and_bad_input() -> None:
         select(effects([0.1], samples=3), ["a"], least=0.02, unit="prompts", clusters=[0, 0, 1])
     with pytest.raises(ValueError, match="NaN"):
         select([[np.nan, 1.0]], ["a"], least=0.02, unit="prompts")
+
+
+def test_matched_sets_have_as_many_other_heads_of_each_layer() -> None:
+    heads = [Head(2, 0), Head(2, 3), Head(4, 1)]
+    sets = matched(heads, 6, 200, exclude=[Head(4, 5)])
+    for drawn in sets:
+        assert sorted(h.layer for h in drawn) == [2, 2, 4]
+        assert len(set(drawn)) == 3
+        assert not set(drawn) & {*heads, Head(4, 5)}
+    assert {h for drawn in sets for h in drawn} == {Head(2, i) for i in (1, 2, 4, 5)} | {
+        Head(4, i) for i in (0, 2, 3, 4)
+    }
+    with pytest.raises(ValueError, match="layer 2 has 1 other heads, 2 are needed"):
+        matched(heads, 3)
+    with pytest.raises(ValueError, match="nothing to match"):
+        matched([], 6)

@@ -187,3 +187,13 @@ def test_an_estimate_is_read_and_printed() -> None:
 def test_bad_samples_are_refused(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()  # type: ignore[operator]
+
+
+@given(st.floats(-5, 5), st.floats(0, 3), st.floats(0, 3))
+def test_the_size_of_an_estimate_covers_the_sizes_of_its_interval(value, below, above):
+    estimate = Estimate(value, (value - below, value + above), 9, "prompts")
+    lo, hi = estimate.size().interval
+    inside = np.abs(np.linspace(value - below, value + above, 101))
+    assert lo <= inside.min() + 1e-9
+    assert hi == pytest.approx(inside.max())
+    assert estimate.size().value == abs(value)

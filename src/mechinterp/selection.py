@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import stats as scipy_stats
 
+from mechinterp.heads import Head
 from mechinterp.stats import Estimate, holm, mean
 
 SPLITS = 20
@@ -102,6 +103,35 @@ def select(
         for name in chosen[0]
     }
     return Found(tuple(chosen[0]), estimates, tuple(frozenset(names) for names in chosen))
+
+
+def matched(
+    heads: Sequence[Head], n_heads: int, n: int = 100, *, exclude: Sequence[Head] = (), seed: int = 0
+) -> list[list[Head]]:
+    """Sets of other heads for a null: as many heads of each layer as the given ones, drawn at random.
+
+    Args:
+        heads: what was found. `n_heads`: heads a layer.
+        n: how many sets.
+        exclude: heads that must not be drawn either, such as those of the same role.
+
+    Errors: `ValueError` for no heads, or a layer without enough others.
+
+    >>> matched([Head(3, 0), Head(3, 1)], 4, n=1)
+    [[Head(layer=3, head=3), Head(layer=3, head=2)]]
+    """
+    if not heads:
+        raise ValueError("nothing to match: no heads were given")
+    generator, taken = np.random.default_rng(seed), {*heads, *exclude}
+    sets: list[list[Head]] = [[] for _ in range(n)]
+    for layer in dict.fromkeys(head.layer for head in heads):
+        wanted = sum(head.layer == layer for head in heads)
+        others = [Head(layer, i) for i in range(n_heads) if Head(layer, i) not in taken]
+        if len(others) < wanted:
+            raise ValueError(f"layer {layer} has {len(others)} other heads, {wanted} are needed for a null")
+        for drawn in sets:
+            drawn += [others[i] for i in generator.choice(len(others), wanted, replace=False)]
+    return sets
 
 
 def _labels(clusters: Any, n: int) -> np.ndarray:

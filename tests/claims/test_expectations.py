@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mechinterp import Head
 from mechinterp.claims.expectations import Includes, Range, SameSet, Size, describe, judge, part, to_json
-from mechinterp.claims.nulls import Chance, measured
+from mechinterp.claims.nulls import Chance, Either, measured
 from mechinterp.claims.values import Names, clean, from_json, show
 from mechinterp.claims.values import to_json as value_json
 from mechinterp.selection import Found
@@ -143,6 +143,15 @@ def test_draws_of_a_table_meet_it_row_by_row_together():
     assert measured(rules, {"a": ones + zeros, "b": ones + zeros}).passes == 0
     assert measured(rules, {"a": ones}).value["a"] == Estimate(1.0, (1.0, 1.0), 20, "draws")
     assert measured({"a": Range(0.5), "b": Range(0)}, {"b": near(-1.0)}).fails
+
+
+def test_of_several_nulls_the_one_that_passes_most_counts():
+    weak, strong = [0.1] * 20, [0.9] * 5 + [0.1] * 15
+    assert measured(Range(0.5), Either(weak, strong)).passes == 0.25
+    assert measured(Range(0.5), Either(strong, weak)).passes == 0.25
+    assert measured(Range(0.5), Either(weak, Chance(0.01))).passes == 0.01
+    with pytest.raises(ValueError, match="two nulls or more"):
+        Either(weak)
 
 
 def test_a_chance_is_taken_as_it_is():

@@ -11,7 +11,7 @@ one value a claim; the verdict follows from the expectation and nobody writes it
 from mechinterp.claims.compare import Change, compare
 from mechinterp.claims.expectations import Expectation, Includes, Range, SameSet, Size
 from mechinterp.claims.ledger import Card, Ledger, Table
-from mechinterp.claims.nulls import Chance, Null
+from mechinterp.claims.nulls import Chance, Either, Null
 from mechinterp.claims.registry import CLAIMS, find_claim
 from mechinterp.claims.results import Entry, Results, read_results, results_folder, write_results
 from mechinterp.claims.scoreboard import scoreboard
@@ -24,6 +24,7 @@ __all__ = [
     "Chance",
     "Change",
     "Claim",
+    "Either",
     "Entry",
     "Expectation",
     "Includes",

@@ -151,7 +151,7 @@ def judge(expected: Expectation, value: Value) -> Outcome:
     return _judge_leaf(expected, value)
 
 
-def part(expected: Expectation, rows: Iterable[str]) -> Expectation:
+def part(expected: Expectation, rows: Iterable[str]) -> dict[str, Rule]:
     """What a table is expected to hold in some of its rows; those without a bound are left out.
 
     Errors: `ValueError` if none of the rows has a bound that a null could fail.

@@ -30,6 +30,18 @@ class Chance:
 
 
 @dataclass(frozen=True)
+class Either:
+    """Several nulls of one claim: whichever meets the expectation most often counts."""
+
+    nulls: tuple[Any, ...]
+
+    def __init__(self, *nulls: Any) -> None:
+        if len(nulls) < 2:
+            raise ValueError("give two nulls or more, or the one by itself")
+        object.__setattr__(self, "nulls", nulls)
+
+
+@dataclass(frozen=True)
 class Null:
     """A measured null.
 
@@ -55,7 +67,8 @@ def measured(expected: Expectation, null: Any) -> Null:
     Args:
         expected: what the claim expects.
         null: one value as for `Ledger.record`, of all rows of a table or of some; or draws, a sequence of numbers, or
-            of a table some rows with as many numbers each (draw i passes if all of its rows do); or a `Chance`.
+            of a table some rows with as many numbers each (draw i passes if all of its rows do); or a `Chance`; or
+            `Either` of several.
 
     Errors: `ValueError` for another shape, too few draws to fail, or rows without a bound.
 
@@ -64,11 +77,13 @@ def measured(expected: Expectation, null: Any) -> Null:
     """
     if isinstance(null, Chance):
         return Null(None, float(null.p))
+    if isinstance(null, Either):
+        return max((measured(expected, one) for one in null.nulls), key=lambda one: one.passes)
     rows = null if isinstance(null, Mapping) else {"": null}
     draws = {str(row): _draws(item) for row, item in rows.items()}
     if isinstance(null, Mapping) and isinstance(expected, dict):
-        expected = part(expected, draws)
-        null, draws = {row: null[row] for row in expected}, {row: draws[row] for row in expected}
+        expected = some = part(expected, draws)
+        null, draws = {row: null[row] for row in some}, {row: draws[row] for row in some}
     if all(item is None for item in draws.values()):
         value = clean(null)
         return Null(value, float(judge(expected, value) != "not reproduced"))

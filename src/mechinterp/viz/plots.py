@@ -284,6 +284,7 @@ def circuit_graph(
     reads: Sequence[tuple[str, str]] = (
         ("previous token", "induction"),
         ("duplicate token", "S-inhibition"),
+        ("S2 informant", "S-inhibition"),
         ("induction", "S-inhibition"),
         ("S-inhibition", "name mover"),
         ("S-inhibition", "negative name mover"),
@@ -300,7 +301,7 @@ def circuit_graph(
         reads: (writing role, reading role) pairs to connect; absent roles are passed over.
     """
     nodes = getattr(nodes, "nodes", nodes)
-    order = {"previous token": 1, "duplicate token": 1, "induction": 2, "S-inhibition": 3}
+    order = {"previous token": 1, "duplicate token": 1, "S2 informant": 1, "induction": 2, "S-inhibition": 3}
     roles: dict[str, list[Head]] = {}
     for head, node in nodes.items():
         roles.setdefault(node.role, []).append(head)
