@@ -169,8 +169,9 @@ def models_train(
 def chapter_run(
     name: Annotated[str, typer.Argument(help="Chapter: ioi.")],
     scale: Annotated[
-        Scale, typer.Option(help="lab: small model, CPU; paper: the paper's model; rehearsal: random weights.")
-    ] = "lab",
+        Scale,
+        typer.Option(help="laptop: SmolLM2, CPU; lab: small model; paper: the paper's; rehearsal: random weights."),
+    ] = "laptop",
     notebook: Annotated[Path | None, typer.Option(help="Run this notebook instead of the clone's.")] = None,
     results: Annotated[Path | None, typer.Option(help="Results folder; by default the book's.")] = None,
     html: Annotated[Path | None, typer.Option(help="Page to write; by default _build/NAME-SCALE.html.")] = None,
