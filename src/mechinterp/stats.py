@@ -18,7 +18,7 @@ from scipy import stats as scipy_stats
 from torch import Tensor
 
 FEW = 5
-"""With fewer units than this nothing is resampled; means and ratios get a t interval, all else its range."""
+"""Below this number of units nothing is resampled: a t interval for means and ratios, the range for the rest."""
 
 
 @dataclass(frozen=True)

@@ -105,14 +105,16 @@ STYLE = (
 .mi-bar { display: flex; gap: 2px; flex: 1; }
 .mi-bar span { min-width: 2.9em; padding: .05em 0; text-align: center; border-radius: .25em; font-size: .92em;
   white-space: nowrap; }
-.mi-legend { margin: 0 0 .4em; }
-.mi-chapter h2 { margin: .9em 0 .3em; font-size: 1.02rem; font-weight: 600; line-height: 1.3; }
-.mi-row { display: grid; grid-template-columns: 4.6em 1fr; margin: 0 0 .25em; }
-.mi-scale { padding-top: .4em; font-weight: 600; }
+.mi-legend { margin: 0 0 .4em; line-height: 1.4; }
+.mi-filters fieldset:nth-of-type(2) { float: left; margin-right: 1.4em; }
+.mi-filters + * { clear: both; }
+.mi-chapter h2 { margin: .55em 0 .25em; font-size: 1rem; font-weight: 600; line-height: 1.3; }
+.mi-row { display: grid; grid-template-columns: 4.6em 1fr; margin: 0 0 .2em; }
+.mi-scale { padding-top: .3em; font-weight: 600; }
 .mi-cells { display: flex; flex-wrap: wrap; gap: 2px; }
 .mi-run { grid-column: 2; font-size: .88em; line-height: 1.35; color: color-mix(in srgb, currentColor 82%, transparent);
   overflow-wrap: anywhere; }
-.mi-cell { width: 2.3em; height: 2.4em; padding: 0; border-radius: .25em; cursor: pointer; font: inherit;
+.mi-cell { width: 2.3em; height: 2.2em; padding: 0; border-radius: .25em; cursor: pointer; font: inherit;
   display: inline-flex; flex-direction: column; align-items: center; justify-content: center; line-height: 1; }
 .mi-cell span { font-weight: 700; line-height: 1.1; }
 .mi-cell small { font-size: .8em; line-height: 1.1; }
@@ -127,24 +129,24 @@ STYLE = (
 .mi-popover p { margin: 0 0 .5em; }
 .mi-popover h3 { display: flex; flex-wrap: wrap; gap: .2em .8em; align-items: baseline; margin: .8em 0 .3em; padding: 0;
   font-size: 1em; font-weight: 600; border-left: .35em solid var(--hue, currentColor); padding-left: .6em;
-  background: none; color: inherit; border-top: 0; border-right: 0; border-bottom: 0; }
+  color: inherit; }
+.mi-popover > h3, .mi-popover:target > h3 { background: none; }
 .mi-popover dl { display: grid; grid-template-columns: minmax(6.5em, max-content) 1fr; gap: .1em .9em; margin: 0; }
 .mi-popover dt { font-weight: 400; color: color-mix(in srgb, currentColor 80%, transparent); margin: 0; }
 .mi-popover dd { margin: 0; overflow-wrap: anywhere; }
 .mi-close { float: right; margin: -.4em -.5em 0 .5em; padding: 0 .45em; font-size: 1.4em; line-height: 1.3;
   color: inherit; background: none; border: 1px solid transparent; border-radius: .25em; cursor: pointer; }
 .mi-close:hover, .mi-close:focus-visible { border-color: currentColor; }
-.mi-small .mi-part { display: grid; grid-template-columns: 15em 1fr; gap: .1em .8em; align-items: start;
-  padding: .3em 0; border-top: 1px solid var(--line); }
-.mi-small .mi-part > div { display: flex; flex-wrap: wrap; gap: .2em .6em; align-items: center; }
-.mi-small .mi-part > a { text-decoration: none; }
-.mi-small .mi-part > a:hover { text-decoration: underline; }
-.mi-dots { display: inline-flex; flex-wrap: wrap; gap: 2px; }
-.mi-dots span { width: 1.3em; height: 1.3em; border-radius: .2em; font-size: .8em; line-height: 1.2;
+.mi-small .mi-part { padding: .2em 0; border-top: 1px solid var(--line); }
+.mi-small .mi-part > a { text-decoration-color: var(--line); }
+.mi-small .mi-part > div { display: flex; gap: .5em; font-size: .92em; }
+.mi-small .mi-part b { font-weight: 400; min-width: 3.4em; }
+.mi-small .mi-bars { margin-bottom: .4em; grid-template-columns: 4.2em 1fr; }
+.mi-dots { display: flex; flex-wrap: wrap; gap: 2px; align-content: center; }
+.mi-dots span { width: 1.35em; height: 1.35em; border-radius: .2em; font-size: .78em; line-height: 1.2;
   text-align: center; }
-.mi-dots + .mi-dots { flex-basis: 100%; }
 @media (max-width: 700px) {
-  .mi-row, .mi-small .mi-part { grid-template-columns: 1fr; }
+  .mi-row { grid-template-columns: 1fr; }
   .mi-run { grid-column: 1; }
   .mi-scale { padding: 0; }
   .mi-popover dl { grid-template-columns: 1fr; }

@@ -104,7 +104,7 @@ def scoreboard(
     rows = "".join(_chapter(part, pages.get(part.name)) for part in parts)
     cards = "".join(_card(part, claim, pages.get(part.name)) for part in parts for claim in part.claims)
     return (
-        f'<style>{STYLE}</style><div class="mi-board">{_bars(parts)}{LEGEND}<form class="mi-filters">{filters}</form>'
+        f'<style>{STYLE}</style><div class="mi-board">{_bars(parts)}<form class="mi-filters">{filters}{LEGEND}</form>'
         f'{rows}<p class="mi-none">No claim has this verdict here.</p>{cards}</div>\n'
     )
 
@@ -119,7 +119,7 @@ def summary(folder: Path | None = None, chapters: Sequence[str] | None = None, p
     parts = board(folder, chapters)
     rows = "".join(
         f'<div class="mi-part"><a href="{escape(page, quote=True)}#board-{part.name}">{escape(part.title)}</a>'
-        f"<div>{''.join(_dots(part, scale) for scale in SHOWN if part.runs[scale]) or 'not run yet'}</div></div>"
+        f"{''.join(_dots(part, scale) for scale in SHOWN if part.runs[scale]) or '<div>not run yet</div>'}</div>"
         for part in parts
     )
     return f'<style>{STYLE}</style><div class="mi-small">{_bars(parts)}{rows}</div>\n'
@@ -160,9 +160,8 @@ def _dots(part: Chapter, scale: Scale) -> str:
         for claim in part.claims
         for verdict in [part.verdict(claim, scale)]
     )
-    return (
-        f'<span class="mi-dots" role="img" aria-label="{escape(part.caption(scale), quote=True)}">{dots}</span>{scale}'
-    )
+    told = escape(part.caption(scale), quote=True)
+    return f'<div><b>{scale}</b><span class="mi-dots" role="img" aria-label="{told}">{dots}</span></div>'
 
 
 def _trained(claim: Claim, scale: Scale, verdict: str) -> bool:
@@ -210,7 +209,7 @@ def _card(part: Chapter, claim: Claim, page: str | None) -> str:
     """The claim, and under it every scale: verdict, what was expected and measured, and whose run it was."""
     everywhere, id = card_rows(claim, {}), _id(part, claim)
     scales = "".join(
-        f'<h3 class="mi-in-card" style="--hue:{HUES[verdict]}">{scale} {badge(verdict)}</h3>{_list(rows)}'
+        f'<h3 style="--hue:{HUES[verdict]}">{scale} {badge(verdict)}</h3>{_list(rows)}'
         for scale in SHOWN
         for verdict, rows in [_at(part, claim, scale, everywhere)]
     )

@@ -133,7 +133,7 @@ def bars(
 ) -> Figure:
     """One horizontal bar a name; bars of a group share a colour and a legend entry.
 
-    `values` are numbers, or estimates, which come with their interval.
+    `values` are numbers or `Estimate`s, which come with their interval.
     """
     kinds = list(dict.fromkeys(groups.values())) if groups else [""]
     plot = go.Figure()
