@@ -85,7 +85,7 @@ STYLE = (
 .mi-board a, .mi-small a { color: inherit; }
 .mi-reproduced, .mi-not-reproduced, .mi-undecided, .mi-absent-here {
   color: #fff; background: var(--hue); border: 1px solid var(--hue); }
-.mi-absent-here { background: repeating-linear-gradient(135deg, var(--hue) 0 4px, #8f1d18 4px 8px); }
+.mi-absent-here { background-image: repeating-linear-gradient(135deg, var(--hue) 0 4px, #8f1d18 4px 8px); }
 .mi-reproduced.mi-trained { color: inherit; background: none; border: 2px solid var(--hue); }
 .mi-not-asked-here { color: inherit; border: 1px solid transparent;
   background: color-mix(in srgb, currentColor 14%, transparent); }
