@@ -2,7 +2,8 @@
 
 Executions are cached, keyed on the notebooks (by jupyter-cache) and on the package and the lock file (by
 this script, in the cache folder's name). A warning or a failed cell fails the build. Everything is
-written below `_build/`.
+written below `_build/`. `python book/build.py --draft` executes nothing, to look at prose, style, board and API: a
+minute, and chapters without their figures.
 """
 
 import hashlib
@@ -38,7 +39,8 @@ def main() -> int:
             shutil.rmtree(other)
     config = BUILD / "_config.yml"
     settings = (ROOT / "_config.yml").read_text()
-    config.write_text(settings.replace("execute_notebooks: cache", f"execute_notebooks: cache\n  cache: {cache}"))
+    execution = '"off"' if "--draft" in sys.argv[1:] else f"cache\n  cache: {cache}"
+    config.write_text(settings.replace("execute_notebooks: cache", f"execute_notebooks: {execution}"))
     search = [str(ROOT / "book" / "_ext"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {
         "MECHINTERP_SITE": "1",

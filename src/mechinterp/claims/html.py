@@ -11,19 +11,29 @@ MARKS = {
     "not asked here": "○",
     "not run yet": "…",
 }
-# One hue a verdict, mixed with the page's own text colour so that it keeps its contrast on both grounds.
+# Dark enough for white text (4.5 to 1), light enough to stand out from a black page (3 to 1). What is absent counts as
+# red, and has stripes on the board. What was not measured has no colour.
 HUES = {
-    "reproduced": "#1a9850",
-    "not reproduced": "#d73027",
-    "undecided": "#b8860b",
-    "absent here": "#d73027",
-    "not asked here": "#808080",
-    "not run yet": "#808080",
+    "reproduced": "#1a7f52",
+    "not reproduced": "#c0322b",
+    "undecided": "#956400",
+    "absent here": "#c0322b",
+    "not asked here": "#75797f",
+    "not run yet": "#75797f",
 }
 
 
 def _ink(verdict: str) -> str:
-    return f"color-mix(in srgb, {HUES[verdict]} 65%, currentColor)"
+    """The hue as text: mixed with the page's own colour, so that it keeps its contrast on both grounds."""
+    return f"color-mix(in srgb, {HUES[verdict]} 60%, currentColor)"
+
+
+def _slug(verdict: str) -> str:
+    return verdict.replace(" ", "-")
+
+
+def _chosen(value: str, board: str = ".mi-board") -> str:
+    return f'{board}:has(input[value="{_slug(value)}"]:checked)'
 
 
 def badge(verdict: str) -> str:
@@ -71,32 +81,97 @@ def table_html(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]
 
 STYLE = (
     """
-.mi-board { font-size: .85rem; }
-.mi-filters fieldset { border: 0; padding: 0; margin: 0 0 .4em; display: flex; flex-wrap: wrap; gap: .2em .9em; }
-.mi-filters legend { float: left; padding: 0; margin-right: .9em; font-weight: 600; font-size: inherit; width: auto; }
-.mi-chapter h3 { margin: 1.1em 0 .3em; font-size: 1.05rem; }
-.mi-row { display: grid; grid-template-columns: 3.6em 1fr; gap: .1em .5em; margin: .25em 0; }
-.mi-scale { font-weight: 600; }
+.mi-board, .mi-small { font-size: .85rem; --line: color-mix(in srgb, currentColor 30%, transparent); }
+.mi-board a, .mi-small a { color: inherit; }
+.mi-reproduced, .mi-not-reproduced, .mi-undecided, .mi-absent-here {
+  color: #fff; background: var(--hue); border: 1px solid var(--hue); }
+.mi-absent-here { background-image: repeating-linear-gradient(135deg, var(--hue) 0 4px, #8f1d18 4px 8px); }
+.mi-reproduced.mi-trained { color: inherit; background: none; border: 2px solid var(--hue); }
+.mi-not-asked-here { color: inherit; border: 1px solid transparent;
+  background: color-mix(in srgb, currentColor 14%, transparent); }
+.mi-not-run-yet { color: inherit; background: none;
+  border: 1px dashed color-mix(in srgb, currentColor 55%, transparent); }
+.mi-filters { margin: 0 0 .6em; }
+.mi-filters fieldset { border: 0; padding: 0; margin: 0 0 .45em; display: flex; flex-wrap: wrap; gap: .35em .4em; }
+.mi-filters legend { float: left; padding: .15em 0; width: 4.6em; font-weight: 600; font-size: inherit; margin: 0; }
+.mi-filters label { cursor: pointer; display: inline-flex; align-items: center; gap: .35em; margin: 0;
+  padding: .15em .6em .15em .3em; border: 1px solid var(--line); border-radius: 1em; line-height: 1.4; }
+.mi-filters label:has(:checked) { border-color: currentColor; box-shadow: inset 0 0 0 1px currentColor; }
+.mi-filters label:has(:focus-visible) { outline: 2px solid currentColor; outline-offset: 2px; }
+.mi-filters input { position: absolute; opacity: 0; pointer-events: none; }
+.mi-filters b { display: inline-block; min-width: 1.5em; padding: 0 .3em; text-align: center; border-radius: .8em; }
+.mi-filters label:has([value=""]) { padding-left: .6em; }
+.mi-bars { display: grid; grid-template-columns: 4.6em 1fr; gap: .25em 0; align-items: center; margin: 0 0 .6em; }
+.mi-bar { display: flex; gap: 2px; flex: 1; }
+.mi-bar span { min-width: 2.9em; padding: .05em 0; text-align: center; border-radius: .25em; font-size: .92em;
+  white-space: nowrap; }
+.mi-legend { margin: 0 0 .4em; line-height: 1.4; }
+.mi-filters fieldset:nth-of-type(2) { float: left; margin-right: 1.4em; }
+.mi-filters + * { clear: both; }
+.mi-chapter h2 { margin: .55em 0 .25em; font-size: 1rem; font-weight: 600; line-height: 1.3; }
+.mi-row { display: grid; grid-template-columns: 4.6em 1fr; margin: 0 0 .2em; }
+.mi-scale { padding-top: .3em; font-weight: 600; }
 .mi-cells { display: flex; flex-wrap: wrap; gap: 2px; }
-.mi-run { grid-column: 2; opacity: .75; font-size: .8em; line-height: 1.3; }
-.mi-cell { min-width: 3.1em; padding: .1em .25em; border: 1px solid var(--hue); border-radius: .2em; cursor: pointer;
-  color: inherit; font: inherit; line-height: 1.35; background: color-mix(in srgb, var(--hue) 28%, transparent); }
-.mi-cell span { font-weight: 700; margin-right: .25em; }
-.mi-cell.mi-trained { background-image: repeating-linear-gradient(135deg, transparent 0 3px,
-  color-mix(in srgb, currentColor 14%, transparent) 3px 5px); }
-.mi-popover { max-width: min(46rem, 94vw); max-height: 85vh; overflow: auto; border-radius: .4em; padding: .2em .8em;
-  background: var(--pst-color-background, Canvas); color: var(--pst-color-text-base, CanvasText);
+.mi-run { grid-column: 2; font-size: .88em; line-height: 1.35; color: color-mix(in srgb, currentColor 82%, transparent);
+  overflow-wrap: anywhere; }
+.mi-cell { width: 2.3em; height: 2.2em; padding: 0; border-radius: .25em; cursor: pointer; font: inherit;
+  display: inline-flex; flex-direction: column; align-items: center; justify-content: center; line-height: 1; }
+.mi-cell span { font-weight: 700; line-height: 1.1; }
+.mi-cell small { font-size: .8em; line-height: 1.1; }
+.mi-cell:hover { filter: brightness(1.12); }
+.mi-cell:focus-visible { outline: 2px solid currentColor; outline-offset: 1px; }
+.mi-board .mi-cell:focus-visible { outline-color: var(--pst-color-text-base, CanvasText); }
+.mi-none { display: none; margin: 1em 0; }
+.mi-popover { width: min(46rem, 94vw); max-height: 85vh; overflow: auto; border-radius: .5em; padding: 1em 1.2em;
+  line-height: 1.45; background: var(--pst-color-background, Canvas); color: var(--pst-color-text-base, CanvasText);
   border: 1px solid color-mix(in srgb, currentColor 35%, transparent); }
-.mi-popover::backdrop { background: rgb(0 0 0 / .35); }
+.mi-popover::backdrop { background: rgb(0 0 0 / .45); }
+.mi-popover p { margin: 0 0 .5em; }
+.mi-popover h3 { display: flex; flex-wrap: wrap; gap: .2em .8em; align-items: baseline; margin: .8em 0 .3em; padding: 0;
+  font-size: 1em; font-weight: 600; border-left: .35em solid var(--hue, currentColor); padding-left: .6em;
+  color: inherit; }
+.mi-popover > h3, .mi-popover:target > h3 { background: none; }
+.mi-popover dl { display: grid; grid-template-columns: minmax(6.5em, max-content) 1fr; gap: .1em .9em; margin: 0; }
+.mi-popover dt { font-weight: 400; color: color-mix(in srgb, currentColor 80%, transparent); margin: 0; }
+.mi-popover dd { margin: 0; overflow-wrap: anywhere; }
+.mi-close { float: right; margin: -.4em -.5em 0 .5em; padding: 0 .45em; font-size: 1.4em; line-height: 1.3;
+  color: inherit; background: none; border: 1px solid transparent; border-radius: .25em; cursor: pointer; }
+.mi-close:hover, .mi-close:focus-visible { border-color: currentColor; }
+.mi-small .mi-part { padding: .2em 0; border-top: 1px solid var(--line); }
+.mi-small .mi-part > a { text-decoration-color: var(--line); }
+.mi-small .mi-part > div { display: flex; gap: .5em; font-size: .92em; }
+.mi-small .mi-part b { font-weight: 400; min-width: 3.4em; }
+.mi-small .mi-bars { margin-bottom: .4em; grid-template-columns: 4.2em 1fr; }
+.mi-dots { display: flex; flex-wrap: wrap; gap: 2px; align-content: center; }
+.mi-dots span { width: 1.35em; height: 1.35em; border-radius: .2em; font-size: .78em; line-height: 1.2;
+  text-align: center; }
+@media (max-width: 700px) {
+  .mi-row { grid-template-columns: 1fr; }
+  .mi-run { grid-column: 1; }
+  .mi-scale { padding: 0; }
+  .mi-popover dl { grid-template-columns: 1fr; }
+  .mi-popover dd { margin: 0 0 .3em .8em; }
+}
 """
-    + "".join(f".mi-{verdict.replace(' ', '-')} {{ --hue: {hue}; }}\n" for verdict, hue in HUES.items())
+    + "".join(f".mi-{_slug(verdict)} {{ --hue: {hue}; }}\n" for verdict, hue in HUES.items())
     + "".join(
-        f'.mi-board:has(input[value="{slug}"]:checked) .mi-cell:not(.mi-{slug}) {{ display: none; }}\n'
-        for slug in (verdict.replace(" ", "-") for verdict in HUES)
+        f"{_chosen(verdict)} .mi-cell:not(.mi-{_slug(verdict)}), "
+        f"{_chosen(verdict)} .mi-row:not(:has(.mi-{_slug(verdict)})), "
+        f"{_chosen(verdict)} .mi-chapter:not(:has(.mi-cell.mi-{_slug(verdict)})) {{ display: none; }}\n"
+        f"{_chosen(verdict)}:not(:has(.mi-cell.mi-{_slug(verdict)})) .mi-none {{ display: block; }}\n"
+        for verdict in HUES
     )
     + "".join(
-        f'.mi-board:has(input[value="{scale}"]:checked) .mi-row:not([data-scale="{scale}"]) {{ display: none; }}\n'
+        f'{_chosen(scale)} .mi-row:not([data-scale="{scale}"]) {{ display: none; }}\n'
+        for scale in ("lab", "laptop", "paper")
+    )
+    + "".join(
+        f"{_chosen(verdict)}{_chosen(scale, '')} "
+        f'.mi-chapter:not(:has([data-scale="{scale}"] .mi-{_slug(verdict)})) {{ display: none; }}\n'
+        f'{_chosen(verdict)}{_chosen(scale, "")}:not(:has([data-scale="{scale}"] .mi-{_slug(verdict)})) '
+        ".mi-none { display: block; }\n"
+        for verdict in HUES
         for scale in ("lab", "laptop", "paper")
     )
 )
-"""The board's style; colours follow the theme of the page."""
+"""The board's style; colours follow the theme of the page, filters are rules."""

@@ -1,12 +1,13 @@
 """The scoreboard: a cell a claim, coloured by its verdict, a row a chapter and scale; behind every cell its card."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from mechinterp.claims.html import MARKS, STYLE, card_html
+from mechinterp.claims.expectations import describe
+from mechinterp.claims.html import HUES, MARKS, STYLE, badge
 from mechinterp.claims.ledger import card_rows
 from mechinterp.claims.registry import CLAIMS
 from mechinterp.claims.results import Entry, Results, read_results, readable_folder, results_path
@@ -84,59 +85,166 @@ def board(folder: Path | None = None, chapters: Sequence[str] | None = None) -> 
     return parts
 
 
-def scoreboard(folder: Path | None = None, chapters: Sequence[str] | None = None) -> str:
+def scoreboard(
+    folder: Path | None = None, chapters: Sequence[str] | None = None, pages: Mapping[str, str] | None = None
+) -> str:
     """The board as HTML that needs no script and no style sheet of the page: filters are CSS, cards are popovers.
 
-    Arguments and errors as `board`.
+    Args:
+        folder, chapters: as `board`, with its errors.
+        pages: where a chapter's page is, by the chapter's name.
+    """
+    parts, pages = board(folder, chapters), pages or {}
+    total = Counter(part.verdict(c, scale) for part in parts for scale in SHOWN for c in part.claims)
+    verdicts = {
+        verdict: f'<b class="mi-{_slug(verdict)}">{mark}</b> {verdict} {total[verdict]}'
+        for verdict, mark in MARKS.items()
+    }
+    filters = _filter("verdict", verdicts) + _filter("scale", {scale: str(scale) for scale in SHOWN})
+    rows = "".join(_chapter(part, pages.get(part.name)) for part in parts)
+    cards = "".join(_card(part, claim, pages.get(part.name)) for part in parts for claim in part.claims)
+    return (
+        f'<style>{STYLE}</style><div class="mi-board">{_bars(parts)}<form class="mi-filters">{filters}{LEGEND}</form>'
+        f'{rows}<p class="mi-none">No claim has this verdict here.</p>{cards}</div>\n'
+    )
+
+
+def summary(folder: Path | None = None, chapters: Sequence[str] | None = None, page: str = "scoreboard.html") -> str:
+    """The board in small: how many claims of each scale got which verdict, and a dot a claim of every run.
+
+    Args:
+        folder, chapters: as `board`, with its errors.
+        page: where the board is.
     """
     parts = board(folder, chapters)
-    total = Counter(part.verdict(c, scale) for part in parts for scale in SHOWN for c in part.claims)
-    verdicts = {_slug(verdict): f"{mark} {verdict} {total[verdict]}" for verdict, mark in MARKS.items()}
-    filters = _filter("verdict", verdicts) + _filter("scale", {scale: str(scale) for scale in SHOWN})
-    rows = "".join(_chapter(part) for part in parts)
-    cards = "".join(_card(part, claim) for part in parts for claim in part.claims)
-    return f'<style>{STYLE}</style><div class="mi-board"><form class="mi-filters">{filters}</form>{rows}{cards}</div>\n'
+    rows = "".join(
+        f'<div class="mi-part"><a href="{escape(page, quote=True)}#board-{part.name}">{escape(part.title)}</a>'
+        f"{''.join(_dots(part, scale) for scale in SHOWN if part.runs[scale]) or '<div>not run yet</div>'}</div>"
+        for part in parts
+    )
+    return f'<style>{STYLE}</style><div class="mi-small">{_bars(parts)}{rows}</div>\n'
+
+
+LEGEND = (
+    '<p class="mi-legend">A hollow <span class="mi-reproduced mi-trained">&nbsp;✓&nbsp;</span> was trained for: the '
+    "lab model's training text contains the behaviour, so it is no evidence. Choose a cell to read its card.</p>"
+)
+
+
+def _bars(parts: Sequence[Chapter]) -> str:
+    """Counts of each scale, as a bar."""
+    bars = ""
+    for scale in SHOWN:
+        counts = Counter(
+            (verdict, _trained(claim, scale, verdict))
+            for part in parts
+            for claim in part.claims
+            for verdict in [part.verdict(claim, scale)]
+        )
+        pieces = "".join(
+            f'<span class="{_class(verdict, trained)}" style="flex-grow:{n}" '
+            f'title="{n} {verdict}{", trained for: no evidence" * trained}">{MARKS[verdict]} {n}</span>'
+            for verdict in MARKS
+            for trained in (False, True)
+            if (n := counts[verdict, trained])
+        )
+        told = ", ".join(f"{n} {verdict}{' but trained for' * trained}" for (verdict, trained), n in counts.items())
+        bars += f'<b>{scale}</b><div class="mi-bar" role="img" aria-label="{scale}: {told}">{pieces}</div>'
+    return f'<div class="mi-bars">{bars}</div>'
+
+
+def _dots(part: Chapter, scale: Scale) -> str:
+    dots = "".join(
+        f'<span class="{_class(verdict, _trained(claim, scale, verdict))}" '
+        f'title="{escape(f"{claim.id}: {verdict}. {claim.statement}", quote=True)}">{MARKS[verdict]}</span>'
+        for claim in part.claims
+        for verdict in [part.verdict(claim, scale)]
+    )
+    told = escape(part.caption(scale), quote=True)
+    return f'<div><b>{scale}</b><span class="mi-dots" role="img" aria-label="{told}">{dots}</span></div>'
+
+
+def _trained(claim: Claim, scale: Scale, verdict: str) -> bool:
+    return scale == "lab" and claim.trained_for and verdict == "reproduced"
+
+
+def _class(verdict: str, trained: bool) -> str:
+    return f"mi-{_slug(verdict)}{' mi-trained' * trained}"
 
 
 def _filter(name: str, options: dict[str, str]) -> str:
     """Radio buttons; the style sheet hides what the chosen one leaves out."""
     chosen = {"": "all"} | options
     radios = "".join(
-        f'<label><input type="radio" name="mi-{name}" value="{value}"{" checked" * (not value)}> {text}</label>'
+        f'<label><input type="radio" name="mi-{name}" value="{_slug(value)}"{" checked" * (not value)}>{text}</label>'
         for value, text in chosen.items()
     )
     return f"<fieldset><legend>{name}</legend>{radios}</fieldset>"
 
 
-def _chapter(part: Chapter) -> str:
+def _chapter(part: Chapter, page: str | None) -> str:
     rows = "".join(
         f'<div class="mi-row" data-scale="{scale}"><div class="mi-scale">{scale}</div><div class="mi-cells">'
         + "".join(_cell(part, claim, scale) for claim in part.claims)
-        + f'</div><div class="mi-run">{escape(part.caption(scale))}</div></div>'
+        + "</div>"
+        + (f'<div class="mi-run">{escape(part.caption(scale))}</div>' if part.runs[scale] else "")
+        + "</div>"
         for scale in SHOWN
     )
-    return f'<section class="mi-chapter"><h3>{escape(part.title)}</h3>{rows}</section>'
+    return f'<section class="mi-chapter" id="board-{part.name}"><h2>{_link(part.title, page)}</h2>{rows}</section>'
 
 
 def _cell(part: Chapter, claim: Claim, scale: Scale) -> str:
     verdict = part.verdict(claim, scale)
-    trained = " mi-trained" if scale == "lab" and claim.trained_for else ""
-    words = f"{claim.id} at {scale} scale: {verdict}. {claim.statement}" + (", trained for" if trained else "")
+    trained = _trained(claim, scale, verdict)
+    words = f"{claim.id} at {scale} scale: {verdict}{', trained for' * trained}. {claim.statement}"
     return (
-        f'<button type="button" class="mi-cell mi-{_slug(verdict)}{trained}" popovertarget="{_id(part, claim)}" '
+        f'<button type="button" class="mi-cell {_class(verdict, trained)}" popovertarget="{_id(part, claim)}" '
         f'title="{escape(words, quote=True)}" aria-label="{escape(words, quote=True)}">'
-        f"<span>{MARKS[verdict]}</span>{escape(claim.id.rpartition('-')[2])}</button>"
+        f"<span>{MARKS[verdict]}</span><small>{escape(claim.id.rpartition('-')[2])}</small></button>"
     )
 
 
-def _card(part: Chapter, claim: Claim) -> str:
-    found = {scale: part.entry(claim, scale) for scale in SHOWN}
-    entries = {scale: entry for scale, entry in found.items() if entry is not None}
-    first = next((scale for scale in ("paper", "laptop", "lab") if scale in entries), "paper")
-    notes = " ".join(f"{scale}: {entry.note}" for scale, entry in entries.items() if entry.note)
-    verdict = part.verdict(claim, first)  # type: ignore[arg-type]
-    body = card_html(claim.id, claim.statement, verdict, card_rows(claim, entries), notes)
-    return f'<div popover id="{_id(part, claim)}" class="mi-popover">{body}</div>'
+def _card(part: Chapter, claim: Claim, page: str | None) -> str:
+    """The claim, and under it every scale: verdict, what was expected and measured, and whose run it was."""
+    everywhere, id = card_rows(claim, {}), _id(part, claim)
+    scales = "".join(
+        f'<h3 style="--hue:{HUES[verdict]}">{scale} {badge(verdict)}</h3>{_list(rows)}'
+        for scale in SHOWN
+        for verdict, rows in [_at(part, claim, scale, everywhere)]
+    )
+    return (
+        f'<div popover id="{id}" class="mi-popover" role="dialog" aria-label="{escape(claim.id, quote=True)}">'
+        f'<button type="button" class="mi-close" popovertarget="{id}" popovertargetaction="hide" autofocus '
+        f'aria-label="close">×</button>'
+        f"<p><b>{escape(claim.id)}</b> {escape(claim.statement)}. <i>{_link(part.title, page)}</i></p>"
+        f"{_list(everywhere)}{scales}</div>"
+    )
+
+
+def _at(
+    part: Chapter, claim: Claim, scale: Scale, everywhere: Sequence[tuple[str, str]]
+) -> tuple[str, list[tuple[str, str]]]:
+    """A scale's verdict and the rows of a card that are its own."""
+    entry, run, verdict = part.entry(claim, scale), part.runs[scale], part.verdict(claim, scale)
+    if entry is None or run is None:
+        rule, why = claim.expected(scale), claim.why_not(scale)
+        rows = [("why", why)] if why else [("expected", describe(rule) if rule is not None else "not stated yet")]
+        return verdict, rows
+    rows = [row for row in card_rows(claim, {scale: entry}) if row not in everywhere]
+    if entry.note:
+        rows.append(("note", entry.note))
+    took = f", {run.seconds:.0f} s" if run.seconds else ""
+    whose = f"{run.model['name']} (sha256 {run.model['sha256'][:12]}) on {run.device}, {run.date}{took}"
+    return verdict, [*rows, ("run", f"{whose}, version {run.version}, seed {run.seed}")]
+
+
+def _list(rows: Sequence[tuple[str, str]]) -> str:
+    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows) + "</dl>"
+
+
+def _link(text: str, page: str | None) -> str:
+    return f'<a href="{escape(page, quote=True)}">{escape(text)}</a>' if page else escape(text)
 
 
 def _id(part: Chapter, claim: Claim) -> str:
