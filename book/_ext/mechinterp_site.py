@@ -14,7 +14,7 @@ from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from mechinterp import viz
+from mechinterp import frozen, notebooks, viz
 from mechinterp.claims.scoreboard import scoreboard, summary
 from mechinterp.grokking import sweeps
 
@@ -154,6 +154,22 @@ def _text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def say_when_it_ran(app: Sphinx, page: str, source: list[str]) -> None:
+    """Under the title of a chapter with a frozen page: when and with what it was executed, and what changed since."""
+    notebook = Path(app.srcdir) / f"{page}.ipynb"
+    if notebook.parent.name != "chapters" or notebooks.chapter_name(notebook) not in frozen.chapters():
+        return
+    if not frozen.page_path(notebook).is_file():
+        return  # a draft
+    made = notebooks.read(frozen.page_path(notebook)).metadata[frozen.KEY]
+    note = frozen.stale(notebook) or f"Executed on {made['date']} with version {made['version']}"
+    minutes = f"{made['seconds'] / 60:.0f} minutes on two CPU cores"
+    data = json.loads(source[0])
+    words = f":::{{note}}\n{note.rstrip('.')}; {minutes}.\n:::"
+    data["cells"].insert(1, {"cell_type": "markdown", "id": "executed", "metadata": {}, "source": words})
+    source[0] = json.dumps(data)
+
+
 def add_scripts(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
     """Give a page the scripts that its figures need, once, and no others."""
     for name, (_, _, mark) in SCRIPTS.items():
@@ -198,6 +214,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("model-card", ModelCard)
     app.add_directive("first-figure", FirstFigure)
     app.connect("builder-inited", collect_scripts)
+    app.connect("source-read", say_when_it_ran)
     app.connect("html-page-context", add_scripts, priority=900)
     app.connect("autodoc-process-docstring", no_type, priority=400)
     app.connect("autodoc-process-docstring", escape_bars)
