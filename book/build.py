@@ -1,10 +1,10 @@
 """Execute the chapters and build the website: `python book/build.py`. Prints the path of index.html.
 
-Executions are cached, keyed on the notebooks (by jupyter-cache) and on the package and the lock file (by
-this script, in the cache folder's name). The frozen pages of `results/laptop/pages` are put into that cache, where
-they are found by their code; one whose code is not the notebook's fails the build (`mechinterp.frozen`). A warning or a failed cell fails the build. Everything is
-written below `_build/`. `python book/build.py --draft` executes nothing, to look at prose, style, board and API: a
-minute, and chapters without their figures.
+Executions are cached, keyed on the notebooks (by jupyter-cache) and on the package and the lock file (by this script,
+in the cache folder's name). The frozen pages of `results/laptop/pages` are put into that cache, where they are found by
+their code; one whose code is not the notebook's fails the build (`mechinterp.frozen`). A warning or a failed cell fails
+the build. Everything is written below `_build/`. `python book/build.py --draft` executes nothing, to look at prose,
+style, board and API: a minute, and chapters without their figures.
 """
 
 import hashlib
