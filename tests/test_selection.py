@@ -76,6 +76,6 @@ def test_matched_sets_have_as_many_other_heads_of_each_layer() -> None:
         Head(4, i) for i in (0, 2, 3, 4)
     }
     with pytest.raises(ValueError, match="layer 2 has 1 other heads, 2 are needed"):
-        matched(heads, 3)
+        matched(heads, 2)
     with pytest.raises(ValueError, match="nothing to match"):
         matched([], 6)

@@ -10,7 +10,7 @@ but attention weights.
 import argparse
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from itertools import combinations
@@ -76,9 +76,13 @@ class Wiring:
             for claim, rows in self._claims().items()
         }
 
-    def chances(self) -> dict[str, float]:
-        """By claim, the exact probability that as many random heads of the writers' layers lead as many readers."""
-        return {claim: _as_many(rows) for claim, rows in self._claims().items()}
+    def chances(self, *, fewer: Container[str] = ()) -> dict[str, float]:
+        """By claim, the exact probability that random heads of the writers' layers lead as many readers or more.
+
+        Args:
+            fewer: claims that writers do *not* lead; for these, as many readers or fewer.
+        """
+        return {claim: _as_many(rows, claim in fewer) for claim, rows in self._claims().items()}
 
     def _claims(self) -> dict[str, list[Connection]]:
         names = dict.fromkeys(c.claim for c in self.connections)
@@ -117,8 +121,8 @@ class Wiring:
         return f'<div style="overflow-x:auto"><table><tr>{head}</tr>{body}</table></div>'
 
 
-def _as_many(rows: Sequence[Connection]) -> float:
-    """Probability that random writers, as many in each layer, are the strongest composers of as many readers.
+def _as_many(rows: Sequence[Connection], fewer: bool) -> float:
+    """Probability that random writers, as many in each layer, are the strongest composers of as many readers or more.
 
     What is drawn in one layer does not depend on another, and within one each subset of the leading heads has a
     hypergeometric probability.
@@ -139,7 +143,7 @@ def _as_many(rows: Sequence[Connection]) -> float:
                 for hits, chance in before.items():
                     total = hits + sum(drawn)
                     chances[total] = chances.get(total, 0.0) + chance * p
-    return min(1.0, sum(chance for hits, chance in chances.items() if hits >= seen))
+    return min(1.0, sum(p for hits, p in chances.items() if (hits <= seen if fewer else hits >= seen)))
 
 
 def wiring(
