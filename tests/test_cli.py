@@ -183,9 +183,7 @@ def write_notebook(path, *sources):
 
 RECORD = """\
 from mechinterp.claims import Ledger
-from mechinterp.stats import population
-ledger = Ledger("ioi", scale=scale, model={"name": "toy", "sha256": "00" * 32})
-ledger.record("IOI-1", population(5.0, 9, "prompts"))
+Ledger("ioi", scale=scale, model={"name": "toy", "sha256": "00" * 32}).record("IOI-1", 5.0)
 """
 
 
