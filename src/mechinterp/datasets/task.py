@@ -119,12 +119,10 @@ def from_rows(
             )
     longest = max(len(clean) for clean, _ in pairs)
     pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-    clean, corrupt = (
-        torch.tensor([pair[side] + [pad] * (longest - len(pair[side])) for pair in pairs]) for side in (0, 1)
-    )
+    tokens = torch.tensor([[ids + [pad] * (longest - len(ids)) for ids in pair] for pair in pairs])
     answer, wrong = torch.tensor(ids).T
     end = torch.tensor([len(pair[0]) - 1 for pair in pairs])
-    return Task(clean, corrupt, answer, wrong, end, torch.tensor([order[name] for name in names]))
+    return Task(tokens[:, 0], tokens[:, 1], answer, wrong, end, torch.tensor([order[name] for name in names]))
 
 
 def read(tokenizer: PreTrainedTokenizerBase, path: str | Path, *, prepend_bos: bool = False) -> Task:

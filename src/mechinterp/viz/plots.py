@@ -88,7 +88,8 @@ def head_map(
         plot.update_layout(
             updatemenus=[{"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"}]
         )
-    return finish(plot, title, caption, height=130 + 30 * max(rows, 5))
+    # A model of thirty layers still fits a screen.
+    return finish(plot, title, caption, height=130 + (30 if rows <= 16 else 18) * max(rows, 5))
 
 
 def histogram(values: Float[Tensor, " sample"], *, x: str, title: str, caption: str, bins: int = 40) -> Figure:
