@@ -71,7 +71,7 @@ def test_without_a_repetition_there_is_nothing_to_find(kind: str) -> None:
     organism = organisms.duplicate_token() if kind == "duplicate token" else organisms.induction()
     [head] = organism.heads(kind)
     options = {"n": 8, "length": 10, "seed": 1}
-    assert SCORES[kind](organism.model, **options)[head] > 0.9
+    assert SCORES[kind](organism.model, **options)[head] > 0.8
     assert SCORES[kind](organism.model, **options, repeat=False)[head] < 0.3
 
 

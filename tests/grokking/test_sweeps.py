@@ -18,6 +18,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         sweeps.PLANS["lab"],
         shape=Shape(p=7, d_model=12, n_heads=3, d_mlp=20),
         size=20,
+        decay=2.0,
         decays=(1.0, 2.0),
         seeds=(0, 1),
         main_epochs=100,
