@@ -117,8 +117,8 @@ def matched(
 
     Errors: `ValueError` for no heads, or a layer without enough others.
 
-    >>> matched([Head(3, 0), Head(3, 1)], 4, n=1)
-    [[Head(layer=3, head=3), Head(layer=3, head=2)]]
+    >>> sorted(matched([Head(3, 0), Head(3, 1)], 4, n=1)[0])
+    [Head(layer=3, head=2), Head(layer=3, head=3)]
     """
     if not heads:
         raise ValueError("nothing to match: no heads were given")

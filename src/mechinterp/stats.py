@@ -71,13 +71,13 @@ class Estimate:
         ends = None if self.interval is None else tuple(sorted((f(self.interval[0]), f(self.interval[1]))))
         return Estimate(f(self.value), ends, self.n, self.unit)  # type: ignore[arg-type]
 
-    def within(self, lo: float, hi: float) -> "Estimate":
+    def within(self, lo: SupportsFloat, hi: SupportsFloat) -> "Estimate":
         """The estimate with its interval cut to what the number can be.
 
         >>> print(Estimate(0.97, (0.92, 1.02), 15, "templates").within(0, 1))
         0.97 [0.92, 1] (15 templates)
         """
-        return self.map(lambda x: min(max(x, lo), hi))
+        return self.map(lambda x: min(max(x, float(lo)), float(hi)))
 
     def size(self) -> "Estimate":
         """The estimate without its sign; an interval across zero begins at zero.
