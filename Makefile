@@ -29,7 +29,7 @@ help:
 	@echo "make lint    style                make types      mypy"
 	@echo "make unit    tests and doctests   make chapters   notebooks at lab scale, results compared"
 	@echo "make browser the site in Chromium make paper      every chapter at paper scale (network, GPU)"
-	@echo "make laptop  frozen pages: the chapters on SmolLM2, half an hour each, what is up to date is passed over"
+	@echo "make laptop  frozen pages: the chapters executed for the site; what is up to date is passed over"
 	@echo "make peers   environments of other libraries, for one test (it skips without) and the SAE benchmark"
 	@echo "make lock    new requirements.lock make clean      remove what was built"
 

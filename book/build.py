@@ -17,7 +17,7 @@ from pathlib import Path
 
 from jupyter_cache import get_cache
 
-from mechinterp import frozen, notebooks
+from mechinterp import frozen
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "_build"
@@ -36,8 +36,7 @@ def code_hash() -> str:
 def add_frozen(cache: Path) -> None:
     """Put the executions of the frozen pages into the cache. `ValueError` for a page that is out of date."""
     store = get_cache(cache)
-    for name in frozen.chapters():
-        notebook = notebooks.find_chapter(name, ROOT / "chapters")
+    for notebook in sorted((ROOT / "chapters").glob("*.ipynb")):
         changed = frozen.stale(notebook)
         store.cache_notebook_file(frozen.page_path(notebook), uri=str(notebook), check_validity=False, overwrite=True)
         print(f"frozen: {notebook.name}" + (f" ({changed})" if changed else ""))

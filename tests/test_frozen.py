@@ -10,6 +10,7 @@ from mechinterp import frozen
 from mechinterp.claims.results import Results, write_results
 from mechinterp.frozen import KEY, code_hash, freeze, outputs_hash, package_hash, page_path, stale
 
+ROOT = Path(__file__).resolve().parents[1]
 RECORD = """
 from mechinterp import scales, stats
 from mechinterp.claims import Ledger
@@ -88,7 +89,7 @@ def test_a_package_that_has_changed_is_told(notebook: Path, monkeypatch: pytest.
 
 
 def test_what_is_up_to_date_is_passed_over(notebook: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(frozen, "chapters", lambda: ["ioi"])
+    monkeypatch.setattr(frozen, "CLAIMS", {"ioi": frozen.CLAIMS["ioi"]})
     before = page_path(notebook).stat().st_mtime_ns
     assert frozen.main([]) == 0
     assert capsys.readouterr().out == "ioi: up to date\n"
@@ -115,5 +116,12 @@ def test_comments_and_docstrings_are_no_code(tmp_path: Path) -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_chapters_with_something_to_say_at_laptop_scale() -> None:
-    assert "ioi" in frozen.chapters()
+def test_a_chapter_runs_where_it_has_something_to_say() -> None:
+    assert frozen.scale("ioi") == "laptop"
+    assert frozen.scale("successor_heads") == "lab"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "chapters").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_the_committed_pages_show_the_committed_code(path: Path) -> None:
+    assert "changed since" in (stale(path) or "changed since")
+    assert page_path(path).stat().st_size <= frozen.LARGEST

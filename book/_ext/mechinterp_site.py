@@ -157,10 +157,8 @@ def _text(value: Any) -> str:
 def say_when_it_ran(app: Sphinx, page: str, source: list[str]) -> None:
     """Under the title of a chapter with a frozen page: when and with what it was executed, and what changed since."""
     notebook = Path(app.srcdir) / f"{page}.ipynb"
-    if notebook.parent.name != "chapters" or notebooks.chapter_name(notebook) not in frozen.chapters():
+    if notebook.parent.name != "chapters" or not frozen.page_path(notebook).is_file():
         return
-    if not frozen.page_path(notebook).is_file():
-        return  # a draft
     made = notebooks.read(frozen.page_path(notebook)).metadata[frozen.KEY]
     note = frozen.stale(notebook) or f"Executed on {made['date']} with version {made['version']}"
     minutes = f"{made['seconds'] / 60:.0f} minutes on two CPU cores"

@@ -2,11 +2,12 @@
 
     python -m mechinterp.frozen [CHAPTER ...]
 
-executes every chapter that has claims at laptop scale, one by one, and writes `results/laptop/pages/NN_name.ipynb`
-with what made it. A page that is up to date is passed over, so an interrupted run goes on where it stopped. The website
-shows these outputs under the notebook's own words. If the notebook's code is another, the page would show code that did
-not run, and is refused; if only the package has changed since, the page says so. A hash shows that a page is out of
-date, not that it is true: only executing it again shows that.
+executes every chapter, one by one, as whoever opens it would: at laptop scale, or at lab scale if it has nothing to say
+at that yet. It writes `results/laptop/pages/NN_name.ipynb` with what made it. A page that is up to date is passed over,
+so an interrupted run goes on where it stopped. The website shows these outputs under the notebook's own words. If the
+notebook's code is another, the page would show code that did not run, and is refused; if only the package has changed
+since, the page says so. A hash shows that a page is out of date, not that it is true: only executing it again shows
+that.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from mechinterp.claims import CLAIMS
 from mechinterp.claims.results import project_root, read_results, results_path
 from mechinterp.files import atomic_write
 from mechinterp.notebooks import chapter_name, find_chapter, read, run
+from mechinterp.scales import Scale
 
 KEY = "mechinterp"
 LARGEST = 3_000_000
@@ -77,7 +79,7 @@ def freeze(notebook: Path) -> Path:
         "version": mechinterp.__version__,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "seconds": round(time.perf_counter() - began),
-        "model": read_results(results_path(chapter_name(notebook), "laptop")).model["sha256"],
+        "model": read_results(results_path(chapter_name(notebook), scale(chapter_name(notebook)))).model["sha256"],
     }
     text = json.dumps(executed, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     if len(text.encode()) > LARGEST:
@@ -109,7 +111,8 @@ def stale(notebook: Path) -> str:
         raise ValueError(f"the frozen page of {notebook.name} shows code that is not the notebook's; {again}")
     if made.get("outputs") != outputs_hash(frozen):
         raise ValueError(f"the frozen page of {notebook.name} has other outputs than its run had; {again}")
-    results = read_results(page.parents[1] / f"{chapter_name(notebook)}.json")
+    name = chapter_name(notebook)
+    results = read_results(page.parents[2] / scale(name) / f"{name}.json")
     if results.model["sha256"] != made.get("model"):
         raise ValueError(f"the frozen page of {notebook.name} and its results are of different models; {again}")
     changed = [word for key, word in (("package", "the package"), ("lock", "other packages")) if made[key] != now[key]]
@@ -118,9 +121,9 @@ def stale(notebook: Path) -> str:
     return f"Executed with version {made['version']} on {made['date']}; {' and '.join(changed)} changed since."
 
 
-def chapters() -> list[str]:
-    """Chapters with an expectation at laptop scale."""
-    return [name for name, every in CLAIMS.items() if any(claim.laptop is not None for claim in every.values())]
+def scale(chapter: str) -> Scale:
+    """Where a chapter runs by default: `laptop`, or `lab` as long as none of its claims has a laptop expectation."""
+    return "laptop" if any(claim.laptop is not None for claim in CLAIMS[chapter].values()) else "lab"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mechinterp.frozen", description=__doc__.split("\n")[0])
     parser.add_argument("chapter", nargs="*", help="by default all that are not up to date")
     chosen = parser.parse_args(arguments).chapter
-    for name in chosen or chapters():
+    for name in chosen or CLAIMS:
         notebook = find_chapter(name)
         try:
             fresh = not chosen and not stale(notebook)

@@ -51,7 +51,7 @@ class Task:
 
     @property
     def positions(self) -> dict[str, Int[Tensor, " prompt"]]:
-        """The named positions: `END` alone."""
+        """Named positions by name; there is one, `END`."""
         return {"END": self.end}
 
     def logit_diff(self, logits: Float[Tensor, "prompt vocab"]) -> Float[Tensor, " prompt"]:
