@@ -23,12 +23,13 @@ CHECKED := _build/check
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .NOTPARALLEL:
-.PHONY: help install test lint types unit unit-elsewhere chapters book browser paper rehearsal peers lock clean
+.PHONY: help install test lint types unit unit-elsewhere chapters book browser laptop paper rehearsal peers lock clean
 help:
 	@echo "make test    all checks           make book       build the website"
 	@echo "make lint    style                make types      mypy"
 	@echo "make unit    tests and doctests   make chapters   notebooks at lab scale, results compared"
 	@echo "make browser the site in Chromium make paper      every chapter at paper scale (network, GPU)"
+	@echo "make laptop  frozen pages: the chapters executed for the site; what is up to date is passed over"
 	@echo "make peers   environments of other libraries, for one test (it skips without) and the SAE benchmark"
 	@echo "make lock    new requirements.lock make clean      remove what was built"
 
@@ -109,6 +110,10 @@ browser: book
 	  echo "missing: Chromium, needed to test the site (Debian, Ubuntu: apt-get install chromium; or CHROMIUM=/path/to/chrome)" >&2; \
 	  if [ -n "$${CI:-}" ]; then exit 1; fi; echo "browser test left out"; exit 0; fi; \
 	$(OFFLINE) $(BIN)/python -m pytest -v tests/book
+
+# Executes the chapters on SmolLM2 and commits nothing: pages and results are in results/laptop, look at them first.
+laptop: install
+	$(OFFLINE) $(BIN)/python -m mechinterp.frozen
 
 paper rehearsal: install
 	@for notebook in chapters/*.ipynb; do \

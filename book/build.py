@@ -1,8 +1,10 @@
 """Execute the chapters and build the website: `python book/build.py`. Prints the path of index.html.
 
-Executions are cached, keyed on the notebooks (by jupyter-cache) and on the package and the lock file (by
-this script, in the cache folder's name). A warning or a failed cell fails the build. Everything is
-written below `_build/`.
+Executions are cached, keyed on the notebooks (by jupyter-cache) and on the package and the lock file (by this script,
+in the cache folder's name). The frozen pages of `results/laptop/pages` are put into that cache, where they are found by
+their code; one whose code is not the notebook's fails the build (`mechinterp.frozen`). A warning or a failed cell fails
+the build. Everything is written below `_build/`. `python book/build.py --draft` executes nothing, to look at prose,
+style, board and API: a minute, and chapters without their figures.
 """
 
 import hashlib
@@ -12,6 +14,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from jupyter_cache import get_cache
+
+from mechinterp import frozen
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "_build"
@@ -27,18 +33,36 @@ def code_hash() -> str:
     return digest.hexdigest()[:16]
 
 
+def add_frozen(cache: Path) -> None:
+    """Put the executions of the frozen pages into the cache. `ValueError` for a page that is out of date."""
+    store = get_cache(cache)
+    for notebook in sorted((ROOT / "chapters").glob("*.ipynb")):
+        changed = frozen.stale(notebook)
+        store.cache_notebook_file(frozen.page_path(notebook), uri=str(notebook), check_validity=False, overwrite=True)
+        print(f"frozen: {notebook.name}" + (f" ({changed})" if changed else ""))
+
+
 def main() -> int:
     """Build; the exit status of the build."""
     started = time.perf_counter()
+    os.chdir(ROOT)
     caches = BUILD / "cache"
     cache = caches / code_hash()
     caches.mkdir(parents=True, exist_ok=True)
     for other in caches.iterdir():
         if other != cache:
             shutil.rmtree(other)
+    draft = "--draft" in sys.argv[1:]
+    if not draft:
+        try:
+            add_frozen(cache)
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return 1
     config = BUILD / "_config.yml"
     settings = (ROOT / "_config.yml").read_text()
-    config.write_text(settings.replace("execute_notebooks: cache", f"execute_notebooks: cache\n  cache: {cache}"))
+    execution = '"off"' if draft else f"cache\n  cache: {cache}"
+    config.write_text(settings.replace("execute_notebooks: cache", f"execute_notebooks: {execution}"))
     search = [str(ROOT / "book" / "_ext"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {
         "MECHINTERP_SITE": "1",

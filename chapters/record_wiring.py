@@ -23,5 +23,8 @@ for chapter, package, result in (
         chapter, scale="paper", model={"name": result.weights, "sha256": digest}
     )
     for claim, share in result.shares().items():
-        note = f"weights used: {result.weights}; sha256 is of the committed table"
-        print(ledger.record(claim, share, note=note))
+        note = (
+            f"weights used: {result.weights}; sha256 is of the committed table"
+        )
+        null = claims.Chance(result.chances(fewer={"CS-W2"})[claim])
+        print(ledger.record(claim, share, null=null, note=note))

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import mechinterp
 from mechinterp import cli
 from mechinterp.claims import Entry, Results, write_results
+from mechinterp.stats import Estimate
 
 LAB = Path(mechinterp.__file__).parent / "lab/model"
 COMMANDS = (
@@ -32,7 +33,7 @@ COMMANDS = (
     ["claims", "spread"],
 )
 RESULTS = Results("ioi", "lab", "0.1.0", {"name": "lab", "sha256": "ab" * 32}, "cpu", 0).with_entry(
-    "IOI-1", Entry(1.0, [0.5, 1.5], [3.0, None], "not reproduced")
+    "IOI-1", Entry(Estimate(1.0, (0.5, 1.5), 15, "templates"), None, [3.0, None], "not reproduced")
 )
 
 
@@ -154,19 +155,19 @@ def test_show_refuses_what_it_cannot_read(run, tmp_path):
 
 def test_compare_fails_on_a_silent_change(run, tmp_path):
     old = write_results(RESULTS, tmp_path / "old")
-    entry = Entry(4.0, [3.5, 4.5], [3.0, None], "reproduced")
+    entry = Entry(Estimate(4.0, (3.5, 4.5), 15, "templates"), None, [3.0, None], "reproduced")
     new = write_results(RESULTS.with_entry("IOI-1", entry), tmp_path / "new")
     assert run("claims", "compare", old, old).exit_code == 0
     result = run("claims", "compare", old, new)
     assert result.exit_code == 1
-    assert "IOI-1: was 1, is 4" in result.output
+    assert "IOI-1: was 1 [0.5, 1.5], is 4 [3.5, 4.5]" in result.output
     assert run("claims", "compare", old, tmp_path / "none.json").exit_code == 1
 
 
 def test_spread_shows_what_is_too_far(run, tmp_path):
     old = write_results(RESULTS, tmp_path / "old")
-    new = write_results(RESULTS.with_entry("IOI-1", Entry(1.5, [0.5, 1.5], [3.0, None], "x")), tmp_path / "new")
-    new.write_text(new.read_text().replace('"x"', '"not reproduced"'))
+    entry = Entry(Estimate(1.5, (0.5, 1.5), 15, "templates"), None, [3.0, None], "not reproduced")
+    new = write_results(RESULTS.with_entry("IOI-1", entry), tmp_path / "new")
     result = run("claims", "spread", old, new)
     assert result.exit_code == 0
     assert re.search(r"IOI-1 .* 0\.5 .* 0\.333 .* 0\.004 .* too far", result.output)
@@ -183,7 +184,9 @@ def write_notebook(path, *sources):
 
 RECORD = """\
 from mechinterp.claims import Ledger
-Ledger("ioi", scale=scale, model={"name": "toy", "sha256": "00" * 32}).record("IOI-1", 5.0)
+from mechinterp.stats import population
+ledger = Ledger("ioi", scale=scale, model={"name": "toy", "sha256": "00" * 32})
+ledger.record("IOI-1", population(5.0, 9, "prompts"))
 """
 
 
@@ -195,7 +198,7 @@ def test_a_chapter_runs_and_leaves_results_and_a_page(run, tmp_path):
     page = (tmp_path / "_build/ioi-paper.html").read_text()
     assert "reproduced" in page
     assert "<math" in page
-    assert json.loads((tmp_path / "results/paper/ioi.json").read_text())["claims"]["IOI-1"]["value"] == 5.0
+    assert json.loads((tmp_path / "results/paper/ioi.json").read_text())["claims"]["IOI-1"]["value"]["value"] == 5.0
 
 
 def test_a_failing_cell_is_status_1_and_leaves_no_page(run, tmp_path):

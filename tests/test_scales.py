@@ -15,11 +15,11 @@ def clean(monkeypatch):
 @pytest.mark.parametrize(
     ("argument", "parameter", "environment", "expected"),
     [
-        (None, None, None, "lab"),
+        (None, None, None, "laptop"),
         (None, None, "paper", "paper"),
         (None, "lab", "paper", "lab"),
         ("rehearsal", "lab", "paper", "rehearsal"),
-        (None, "", "", "lab"),
+        (None, "", "", "laptop"),
     ],
 )
 def test_the_stronger_source_wins(monkeypatch, argument, parameter, environment, expected):
@@ -37,9 +37,9 @@ def test_an_unknown_scale_says_where_it_came_from(monkeypatch):
 
 
 def test_setup_is_safe_to_run_twice():
-    first = setup("ioi", seed=3)
+    first = setup("ioi", scale="lab", seed=3)
     draw = torch.rand(2)
-    assert setup("ioi", seed=3) == first
+    assert setup("ioi", scale="lab", seed=3) == first
     assert torch.equal(torch.rand(2), draw)
     assert (first.scale, first.model_name, first.device) == ("lab", "lab", "cpu")
     assert not torch.is_grad_enabled()
@@ -50,9 +50,22 @@ def test_the_scale_chooses_model_and_data():
     assert paper.model_name == "gpt2"
     assert setup("ioi", scale="paper", models={"paper": "gpt2-medium"}, device="cpu").model_name == "gpt2-medium"
     rehearsal = setup("ioi", scale="rehearsal", device="cpu")
-    assert [c.choose(lab=1, paper=2, rehearsal=3) for c in (setup("ioi"), paper, rehearsal)] == [1, 2, 3]
+    assert [c.choose(lab=1, paper=2, rehearsal=3) for c in (setup("ioi", scale="lab"), paper, rehearsal)] == [1, 2, 3]
     assert rehearsal.choose(lab=1, paper=2) == 2
     assert rehearsal.choose(lab=1, paper=2, rehearsal=0) == 0
+
+
+def test_a_laptop_runs_the_pretrained_model_with_data_of_its_own_or_the_lab_s(capsys):
+    laptop = setup("ioi", models={"laptop": "smollm2"}, device="cpu")
+    assert (laptop.scale, laptop.model_name) == ("laptop", "smollm2")
+    assert [laptop.choose(lab=1, laptop=2, paper=3), laptop.choose(lab=1, paper=3)] == [2, 1]
+    assert laptop.choose(lab=1, laptop=0, paper=3) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_a_chapter_without_a_laptop_model_runs_at_lab_scale_and_says_so(capsys):
+    assert setup("ioi").scale == "lab"
+    assert "no run at laptop scale yet: it runs at lab scale" in capsys.readouterr().out
 
 
 def test_a_chapter_says_how_it_runs():

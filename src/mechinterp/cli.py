@@ -169,8 +169,9 @@ def models_train(
 def chapter_run(
     name: Annotated[str, typer.Argument(help="Chapter: ioi.")],
     scale: Annotated[
-        Scale, typer.Option(help="lab: small model, CPU; paper: the paper's model; rehearsal: random weights.")
-    ] = "lab",
+        Scale,
+        typer.Option(help="laptop: SmolLM2, CPU; lab: small model; paper: the paper's; rehearsal: random weights."),
+    ] = "laptop",
     notebook: Annotated[Path | None, typer.Option(help="Run this notebook instead of the clone's.")] = None,
     results: Annotated[Path | None, typer.Option(help="Results folder; by default the book's.")] = None,
     html: Annotated[Path | None, typer.Option(help="Page to write; by default _build/NAME-SCALE.html.")] = None,
@@ -232,10 +233,19 @@ def claims_show(
         folder = readable_folder(results)
         typer.echo(f"results of {folder}", err=True)
         for part in board(folder, [chapter] if chapter else None):
-            table = Table(*part.header, title=part.title, caption=part.caption, show_lines=True)
-            for row in part.rows:
-                table.add_row(*row)
+            runs = [scale for scale, run in part.runs.items() if run is not None]
+            caption = "\n".join(f"{scale}: {part.caption(scale)}" for scale in part.runs)
+            table = Table("claim", "statement", "paper", *runs, title=part.title, caption=caption, show_lines=True)
+            for claim in part.claims:
+                cells = [_told(part.verdict(claim, scale), part.entry(claim, scale)) for scale in runs]
+                table.add_row(claim.id, claim.statement, f"{claim.paper_value} ({claim.where})", *cells)
             _print(table)
+
+
+def _told(verdict: str, entry: "Entry | None") -> str:
+    from mechinterp.claims.values import show
+
+    return verdict if entry is None or entry.value is None else f"{verdict}: {show(entry.value, counted=True)}"
 
 
 @claims_app.command("compare")

@@ -98,7 +98,7 @@ def run(path: Path, parameters: Mapping[str, Any], *, progress: bool = True) -> 
     from nbclient import NotebookClient
     from nbclient.util import run_sync
 
-    notebook = inject(read(path), parameters)
+    notebook = inject(read(path), parameters) if parameters else read(path)
     client = NotebookClient(
         notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": path.parent}}
     )

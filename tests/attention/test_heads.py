@@ -66,6 +66,15 @@ def test_scores_equal_a_loop_over_positions(tiny: Any, kind: str) -> None:
     torch.testing.assert_close(SCORES[kind](tiny, n=n, length=length, seed=4), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["duplicate token", "induction"])
+def test_without_a_repetition_there_is_nothing_to_find(kind: str) -> None:
+    organism = organisms.duplicate_token() if kind == "duplicate token" else organisms.induction()
+    [head] = organism.heads(kind)
+    options = {"n": 8, "length": 10, "seed": 1}
+    assert SCORES[kind](organism.model, **options)[head] > 0.8
+    assert SCORES[kind](organism.model, **options, repeat=False)[head] < 0.3
+
+
 def test_repeated_tokens_are_seeded_and_repeat(tiny: Any) -> None:
     a = repeated_tokens(tiny, n=5, length=8, seed=1)
     assert torch.equal(a, repeated_tokens(tiny, n=5, length=8, seed=1))

@@ -1,106 +1,33 @@
-"""The built site in headless Chromium with the network off: every page, both themes, laptop and phone."""
+"""The built site in headless Chromium with the network off: every page, both themes, laptop, tablet and phone."""
 
-import functools
-import http.server
-import os
-import shutil
-import threading
-from collections.abc import Iterator
-from pathlib import Path
+import json
 from typing import Any
 
 import pytest
+from visiting import FAINT, HTML, ROOT, Visit
 
-ROOT = Path(__file__).resolve().parents[2]
-HTML = ROOT / "_build" / "html"
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-FLAGS = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update"
-PAGES = sorted(p.relative_to(HTML).as_posix() for d in ("book", "chapters") for p in (HTML / d).glob("*.html"))
-
-pytestmark = [
-    pytest.mark.skipif(not (HTML / "index.html").is_file(), reason="the site is not built: make book"),
-    pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason="no Chromium to open the site with"),
+PAGES = sorted(p.relative_to(HTML).as_posix() for d in ("book", "chapters") for p in (HTML / d).rglob("*.html"))
+TEXTS = (
+    ".mi-figure figcaption, .claim-card, .claim-card dt, .claim-card span, .claim-table td, .claim-table span, "
+    ".xtitle, .mi-figure strong, .mi-circuitsvis h2, details.hide > summary > p"
+)
+WIDTHS = (1366, 900, 390)
+THEMES = ("light", "dark")
+# Pages of the API are of one kind, made by one function: each is seen at every width, in one of the themes.
+VISITS = [
+    (path, width, theme)
+    for path in PAGES
+    for width in WIDTHS
+    for theme in THEMES
+    if not path.startswith("book/api/") or (theme == "dark") == (width == 390)
 ]
-
-
-FAINT = """() => {
-    const rgba = text => (text.match(/[\\d.]+/g) || []).map(Number);
-    const light = c => c.slice(0, 3).map(x => x / 255)
-        .map(x => x <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4)
-        .reduce((sum, x, i) => sum + x * [0.2126, 0.7152, 0.0722][i], 0);
-    const ground = node => {
-        for (; node; node = node.parentElement) {
-            const c = rgba(getComputedStyle(node).backgroundColor);
-            if (c.length == 3 || c[3] > 0.5) return c;
-        }
-        return [255, 255, 255];
-    };
-    const text = '.mi-figure figcaption, .claim-card, .claim-table td, .xtitle, .mi-figure strong, .mi-circuitsvis h2';
-    return [...document.querySelectorAll(text)].flatMap(node => {
-        const style = getComputedStyle(node);
-        const [a, b] = [light(rgba(node instanceof SVGElement ? style.fill : style.color)), light(ground(node))];
-        const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-        return contrast < 4 ? [`${contrast.toFixed(1)} ${node.textContent.slice(0, 40)}`] : [];
-    });
-}"""
-"""Texts of figures, cards and tables that stand out too little from what is behind them."""
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    handler = functools.partial(Quiet, directory=str(HTML))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{httpd.server_address[1]}"
-        httpd.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=CHROMIUM, args=[f"--{flag}" for flag in FLAGS.split()])
-        yield chromium
-        chromium.close()
-
-
-class Visit:
-    """One page, opened; what went wrong is kept."""
-
-    def __init__(self, browser: Any, server: str, path: str, width: int = 1366, theme: str = "light") -> None:
-        self.errors: list[str] = []
-        self.outside: list[str] = []
-        self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
-        self.page.add_init_script(f"localStorage.setItem('mode', '{theme}'); localStorage.setItem('theme', '{theme}');")
-        self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
-        self.page.on("pageerror", lambda e: self.errors.append(str(e)))
-        self.page.on("requestfailed", lambda r: self.errors.append(f"failed: {r.url}"))
-        self.page.on("response", lambda r: self.errors.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
-        self.page.route("**/*", lambda route: self._route(route, server))
-        self.page.goto(f"{server}/{path}", wait_until="load")
-        self.page.wait_for_timeout(600)
-
-    def _route(self, route: Any, server: str) -> None:
-        if route.request.url.startswith((server, "data:", "blob:")):
-            route.continue_()
-        else:
-            self.outside.append(route.request.url)
-            route.abort()
 
 
 def test_there_are_pages() -> None:
     assert {"book/intro.html", "book/scoreboard.html", "chapters/01_ioi.html"} <= set(PAGES)
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1366, 390])
-@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize(("path", "width", "theme"), VISITS)
 def test_page(browser: Any, server: str, path: str, width: int, theme: str) -> None:
     visit = Visit(browser, server, path, width, theme)
     try:
@@ -116,7 +43,7 @@ def test_page(browser: Any, server: str, path: str, width: int, theme: str) -> N
                 width: d.getBoundingClientRect().width}))"""
         )
         assert all(f["drawn"] and f["wide"] <= 1 and f["width"] > 100 for f in figures), figures
-        faint = visit.page.evaluate(FAINT)
+        faint = visit.page.evaluate(FAINT, [TEXTS, 4])
         assert faint == [], faint[:5]
         views = visit.page.evaluate(
             "[...document.querySelectorAll('.mi-circuitsvis')]"
@@ -154,6 +81,80 @@ def test_a_chapter_has_its_figures_links_and_no_failed_cell(
         assert visit.page.locator(f"a[href$='_sources/chapters/{chapter}.ipynb']").count() >= 1
     finally:
         visit.page.close()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_nothing_on_the_first_page_is_cut(visit, width: int, theme: str) -> None:
+    page = visit("book/intro.html", width, theme).page
+    cut = page.evaluate(
+        """[...document.querySelectorAll('article *:not(svg, svg *)')].filter(node => {
+            const style = getComputedStyle(node);
+            return style.display !== 'inline' && node.clientWidth && node.scrollWidth > node.clientWidth + 1
+                && style.overflowX !== 'visible' && !node.closest('.js-plotly-plot');
+        }).map(node => `${node.tagName}.${node.className}: ${node.textContent.slice(0, 40)}`)"""
+    )
+    # A phone may scroll the table of chapters sideways.
+    assert [c for c in cut if not (width == 390 and c.startswith("TABLE"))] == []
+    assert page.locator("pre", has_text="pip install").is_visible()
+
+
+def test_the_first_screen_shows_what_the_book_is(visit) -> None:
+    page = visit("book/intro.html").page
+    box = {name: page.locator(css).first.bounding_box() for name, css in {
+        "figure": "article .js-plotly-plot", "board": ".mi-small", "cards": ".sd-card",
+        "logo": ".navbar-brand img",
+    }.items()}  # fmt: skip
+    assert box["figure"]["y"] + box["figure"]["height"] < 900
+    assert box["board"]["y"] + box["board"]["height"] < 900
+    assert box["cards"]["y"] < 800
+    assert box["logo"]["height"] <= 60
+    assert page.locator(".sd-card-title").all_inner_texts() == ["Read", "Run", "Import"]
+    assert page.locator(".mi-small .mi-part").count() == page.locator(".mi-small a").count() == CHAPTERS
+    # The figure is live: it answers the mouse.
+    page.mouse.move(box["figure"]["x"] + box["figure"]["width"] / 2, box["figure"]["y"] + box["figure"]["height"] / 3)
+    page.wait_for_selector("article .js-plotly-plot .hoverlayer .hovertext", timeout=5_000)
+
+
+CHAPTERS = len(list((ROOT / "chapters").glob("*.ipynb")))
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1366, 390])
+@pytest.mark.parametrize("path", sorted(p.stem for p in (ROOT / "chapters").glob("*.ipynb")))
+def test_cells_that_only_draw_are_folded(visit, path: str, width: int, theme: str) -> None:
+    cells = json.loads((ROOT / "chapters" / f"{path}.ipynb").read_text(encoding="utf8"))["cells"]
+    tagged = sum("hide-input" in c["metadata"].get("tags", []) and bool("".join(c["source"])) for c in cells)
+    page = visit(f"chapters/{path}.html", width, theme).page
+    folds = page.locator("details.hide.above-input")
+    assert folds.count() == tagged
+    if not tagged:
+        return
+    assert page.locator("details.hide.above-input .cell_input:visible").count() == 0
+    button = folds.first.locator("summary")
+    box = button.bounding_box()
+    assert box["height"] >= 24
+    assert box["width"] < 200, "a button, not a bar"
+    assert button.inner_text().strip() == "Show code"
+    button.click()
+    assert folds.first.locator(".cell_input").is_visible()
+    assert button.inner_text().strip() == "Hide code"
+    assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 1
+    button.click()
+    assert not folds.first.locator(".cell_input").is_visible()
+
+
+@pytest.mark.parametrize("path", sorted(p.stem for p in (ROOT / "chapters").glob("*.ipynb")))
+def test_eighty_columns_of_code_fit_a_laptop(visit, path: str) -> None:
+    page = visit(f"chapters/{path}.html", 1280).page
+    page.evaluate("document.querySelectorAll('details').forEach(fold => { fold.open = true; })")
+    cells = page.evaluate(
+        """[...document.querySelectorAll('.cell_input pre')].map(pre => ({
+            columns: Math.max(...pre.textContent.split('\\n').map(line => line.length)),
+            over: pre.scrollWidth - pre.clientWidth}))"""
+    )
+    assert max(cell["columns"] for cell in cells) > 70
+    assert [cell for cell in cells if cell["columns"] <= 80 and cell["over"] > 0] == []
 
 
 def test_the_explorer_follows_the_chosen_word(browser: Any, server: str) -> None:

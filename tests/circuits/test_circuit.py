@@ -1,5 +1,6 @@
 """Circuits against one hooked pass for every variant, on an organism whose circuit is known, and on nothing."""
 
+import dataclasses
 from itertools import combinations
 from typing import Any
 
@@ -16,12 +17,14 @@ from mechinterp.circuits import (
     Setting,
     by_class,
     companions,
+    compare_runs,
     completeness,
     faithfulness,
     from_roles,
     greedy_completeness,
     greedy_sets,
     keep,
+    knock_out,
     minimality,
     random_subsets,
     score,
@@ -100,16 +103,16 @@ def test_batch_size_does_not_matter(setting: Setting, circuit: Circuit) -> None:
     sets = random_subsets(circuit, 6)
     small = make_setting(setting.model, batch_size=5)
     for a, b in zip(completeness(setting, circuit, sets), completeness(small, circuit, sets), strict=True):
-        assert a.circuit == pytest.approx(b.circuit, abs=1e-5)
-        assert a.model == pytest.approx(b.model, abs=1e-5)
+        assert a.circuit.value == pytest.approx(b.circuit.value, abs=1e-5)
+        assert a.model.value == pytest.approx(b.model.value, abs=1e-5)
 
 
 def test_the_known_circuit_is_faithful_complete_and_minimal(setting: Setting, circuit: Circuit) -> None:
     whole = faithfulness(setting, circuit)
-    assert whole.recovered == pytest.approx(1, abs=0.02)
-    assert whole.recovered_interval[0] - 1e-6 <= whole.recovered <= whole.recovered_interval[1] + 1e-6
+    assert whole.recovered.value == pytest.approx(1, abs=0.02)
+    assert whole.absolute.value < 0.02
     for result in completeness(setting, circuit, by_class(circuit) + random_subsets(circuit, 8)):
-        assert result.incompleteness < 0.05 * whole.model, result.removed
+        assert result.incompleteness < 0.05 * whole.model.value, result.removed
     for head, result in minimality(setting, circuit, companions(circuit)).items():
         assert result.share > 0.05, head
 
@@ -134,7 +137,7 @@ def test_an_inert_head_is_not_minimal(setting: Setting, circuit: Circuit) -> Non
 
 def test_the_wrong_circuit_is_not_faithful(setting: Setting, circuit: Circuit) -> None:
     wrong = Circuit({h: Node("name mover", ("END",)) for h in all_heads(setting.model) if h not in circuit.nodes})
-    assert abs(faithfulness(setting, wrong).recovered) < 0.05
+    assert abs(faithfulness(setting, wrong).recovered.value) < 0.05
 
 
 def test_random_weights_have_no_circuit(circuit: Circuit) -> None:
@@ -143,9 +146,40 @@ def test_random_weights_have_no_circuit(circuit: Circuit) -> None:
     values = score_without(setting, [])
     assert values.mean().abs() < 4 * values.std() / N**0.5
     result = faithfulness(setting, circuit)
-    low, high = result.difference_interval
+    low, high = result.difference.interval
     assert low < 0.5
     assert high > -0.5
+
+
+def test_errors_of_opposite_sign_do_not_cancel(setting: Setting) -> None:
+    """Two prompts, one too high by as much as the other is too low: F agrees, the mean absolute difference does not."""
+    pair = dataclasses.replace(setting, clusters=None)
+    model, alone = torch.tensor([4.0, 4.0, 4.0, 4.0]), torch.tensor([6.0, 2.0, 6.0, 2.0])
+    result = compare_runs(pair, model, alone)
+    assert (result.recovered.value, result.absolute.value) == (1.0, 0.5)
+
+
+@pytest.mark.parametrize("position", [None, "END", "S2"])
+def test_knock_outs_equal_hooks(setting: Setting, circuit: Circuit, position: str | None) -> None:
+    sets = [[], [Head(3, 1)], circuit.heads("S-inhibition"), list(circuit)[:4]]
+    ours = knock_out(setting, sets, position=position)
+    for row, heads in zip(ours, sets, strict=True):
+
+        def ablate(z: Tensor, hook: Any, heads: list[Head] = heads) -> Tensor:
+            layer = int(hook.name.split(".")[1])
+            for h in heads:
+                if h.layer == layer and position is None:
+                    z[:, :, h.head] = setting.means.z[layer][:, :, h.head]
+                elif h.layer == layer:
+                    where = torch.arange(N), setting.positions[position]
+                    z[*where, h.head] = setting.means.z[layer][*where, h.head]
+            return z
+
+        with setting.model.hooks([(f"blocks.{i}.attn.hook_z", ablate) for i in range(setting.model.cfg.n_layers)]):
+            logits = setting.model(setting.tokens)[torch.arange(N), setting.at]
+        torch.testing.assert_close(row, setting.metric(logits), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="unknown position 'S3'"):
+        knock_out(setting, sets, position="S3")
 
 
 def test_keep_marks_named_positions_only(setting: Setting, circuit: Circuit) -> None:

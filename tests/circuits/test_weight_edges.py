@@ -16,7 +16,7 @@ def test_the_organism_s_edges_lead_everywhere() -> None:
     organism = organisms.ioi_circuit()
     circuit = from_roles({role: organism.heads(role) for role in dict.fromkeys(organism.roles.values())})
     result = weight_edges.wiring(HeadWeights.of(organism.model), circuit, name="organism")
-    assert result.shares()["IOI-W1"] == result.shares()["IOI-W2"] == result.shares()["IOI-W3"] == 1
+    assert [result.shares()[f"IOI-W{i}"].value for i in (1, 2, 3)] == [1, 1, 1]
 
 
 def test_random_weights_lead_as_often_as_chance_says() -> None:
@@ -34,6 +34,25 @@ def test_random_weights_lead_as_often_as_chance_says() -> None:
             expected.append(len(c.ranks) / c.earlier)
     share, chance = sum(led) / len(led), sum(expected) / len(expected)
     assert abs(share - chance) < 4 * (chance * (1 - chance) / len(led)) ** 0.5
+
+
+def test_the_chance_is_what_random_writers_do() -> None:
+    """Writers drawn from the same layers, again and again, lead as many readers as often as the exact number says."""
+    result = weight_edges.gpt2()
+    generator = torch.Generator().manual_seed(0)
+    for claim, exact in result.chances().items():
+        rows = [c for c in result.connections if c.claim == claim]
+        leaders = [Head.parse(c.strongest[0]) for c in rows]
+        writers = {Head.parse(w) for c in rows for w in c.ranks}
+        seen, hits, n = sum(h in writers for h in leaders), 0, 4000
+        for _ in range(n):
+            drawn = {
+                Head(layer, i)
+                for layer in {w.layer for w in writers}
+                for i in torch.randperm(12, generator=generator)[: sum(w.layer == layer for w in writers)].tolist()
+            }
+            hits += sum(h in drawn for h in leaders) >= seen
+        assert abs(hits / n - exact) < 4 * (max(exact * (1 - exact), 1 / n) / n) ** 0.5, claim
 
 
 def test_a_result_is_written_and_read_back(tmp_path: Path) -> None:

@@ -1,17 +1,64 @@
+"""Every claim is complete, and no expectation changes without saying so.
+
+`stated.json` holds each expectation as it was first stated. It grows by `python tests/claims/test_registry.py`, which
+adds what is new and never changes what is there.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
 import pytest
 
-from mechinterp.claims import CLAIMS, Claim, Range, find_claim
+from mechinterp.claims import CLAIMS, Claim, Range, Revision, find_claim
+from mechinterp.claims.expectations import describe
+from mechinterp.scales import SCALES
+
+STATED = Path(__file__).with_name("stated.json")
+EVERY = [c for chapter in CLAIMS.values() for c in chapter.values()]
+FIELDS = {"id": "X-1", "statement": "s", "paper_value": "1", "where": "§1", "measure": "m"}
+CLAIM = Claim(**FIELDS, null="n", paper=Range(0, 1), lab=Range(0.5))
 
 
-@pytest.mark.parametrize("entry", [c for chapter in CLAIMS.values() for c in chapter.values()], ids=lambda c: c.id)
+def first_stated(entry: Claim) -> dict[str, str]:
+    """Each scale's expectation before all revisions, in words."""
+    stated = {}
+    for scale in (scale for scale in SCALES if scale != "rehearsal"):
+        rule = entry.expected(scale)
+        if rule is not None:
+            first = next((r for r in entry.revised if r.scale == scale), None)
+            stated[scale] = describe(rule) if first is None else first.was
+    return stated
+
+
+@pytest.mark.parametrize("entry", EVERY, ids=lambda c: c.id)
 def test_every_claim_is_complete(entry):
     assert entry.statement
     assert not entry.statement.endswith(".")
     assert entry.paper_value
     assert entry.where
     assert entry.measure
-    if isinstance(entry.lab, dict):
-        assert set(entry.lab) == set(entry.paper)
+    assert entry.null
+    assert all(isinstance(rule, dict) == isinstance(entry.paper, dict) for rule in (entry.lab, entry.laptop) if rule)
+
+
+@pytest.mark.parametrize("entry", EVERY, ids=lambda c: c.id)
+def test_an_expectation_that_has_changed_says_so(entry):
+    """`revised` begins with what was stated first."""
+    stated = json.loads(STATED.read_text(encoding="utf8"))
+    assert entry.id in stated, f"a new claim: add it with python {STATED.with_name('test_registry.py')}"
+    now = first_stated(entry)
+    assert {scale: text for scale, text in stated[entry.id].items() if scale in now} == {
+        scale: text for scale, text in now.items() if scale in stated[entry.id]
+    }
+
+
+def test_a_silent_change_is_noticed():
+    later = dataclasses.replace(CLAIM, lab=Range(0.3))
+    assert first_stated(later) != first_stated(CLAIM)
+    told = dataclasses.replace(later, revised=(Revision("2026-01-01", "lab", "at least 0.5", "too strict"),))
+    assert first_stated(told) == first_stated(CLAIM)
+    assert "too strict" in str(told.revised[0])
 
 
 def test_an_unknown_id_names_its_neighbours():
@@ -19,17 +66,24 @@ def test_an_unknown_id_names_its_neighbours():
         find_claim("IOI-99")
 
 
-def test_a_claim_has_a_lab_expectation_or_a_reason():
-    fields = {"id": "X-1", "statement": "s", "paper_value": "1", "where": "§1", "measure": "m", "paper": Range(0, 1)}
-    with pytest.raises(ValueError, match="X-1"):
+def test_a_claim_has_an_expectation_or_a_reason_and_a_null():
+    fields = {**FIELDS, "null": "n", "paper": Range(0, 1)}
+    with pytest.raises(ValueError, match="X-1: give a lab"):
         Claim(**fields)
-    with pytest.raises(ValueError, match="X-1"):
+    with pytest.raises(ValueError, match="X-1: give a lab"):
         Claim(**fields, lab=Range(0, 1), why_not_lab="no such heads")
+    with pytest.raises(ValueError, match="X-1: give a laptop"):
+        Claim(**fields, lab=Range(0, 1), laptop=Range(0, 1), why_not_laptop="no such heads")
+    with pytest.raises(ValueError, match="X-1: name the null"):
+        Claim(**{**fields, "null": ""}, lab=Range(0, 1))
     assert Claim(**fields, why_not_lab="no such heads").expected("lab") is None
     assert Claim(**fields, why_not_lab="no such heads").expected("rehearsal") == Range(0, 1)
+    with pytest.raises(ValueError, match="its date"):
+        Revision("", "lab", "x", "y")
 
 
-def test_a_laptop_expectation_comes_with_its_null():
-    fields = {"id": "X-1", "statement": "s", "paper_value": "1", "where": "§1", "measure": "m", "paper": Range(0, 1)}
-    with pytest.raises(ValueError, match="X-1"):
-        Claim(**fields, why_not_lab="no such heads", laptop=Range(0, 1))
+if __name__ == "__main__":
+    known = json.loads(STATED.read_text(encoding="utf8")) if STATED.exists() else {}
+    for claim in EVERY:
+        known[claim.id] = first_stated(claim) | known.get(claim.id, {})
+    STATED.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf8")

@@ -1,14 +1,36 @@
 import dataclasses
 import json
+import re
 
 import pytest
 
-from mechinterp.claims import CLAIMS, Entry, Results, compare, read_results, results_folder, scoreboard, write_results
+from mechinterp.claims import (
+    CLAIMS,
+    Entry,
+    Names,
+    Null,
+    Results,
+    compare,
+    read_results,
+    results_folder,
+    scoreboard,
+    write_results,
+)
 from mechinterp.claims.compare import spread
+from mechinterp.claims.scoreboard import board
+from mechinterp.stats import Estimate
 
 RESULTS = Results("ioi", "lab", "0.1.0", {"name": "lab", "sha256": "ab" * 32}, "cpu", 0, "2026-01-01", 9.5).with_entry(
-    "IOI-1", Entry(7.25, [7.0, 7.5], [3.0, None], "reproduced")
+    "IOI-1", Entry(Estimate(7.25, (7.0, 7.5), 15, "templates"), Null(None, 0.0), [3.0, None], "reproduced")
 )
+
+
+def number(value, **facts):
+    return dataclasses.replace(Estimate(value, (value - 0.25, value + 0.25), 15, "templates"), **facts)
+
+
+def table(**rows):
+    return {name: Names(tuple(row)) if isinstance(row, list) else number(row) for name, row in rows.items()}
 
 
 def changed(**fields):
@@ -35,13 +57,17 @@ def test_the_folder_is_the_environments_or_the_projects(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda data: {**data, "schema": 2}, "has schema 2, this version reads 1"),
+        (lambda data: {**data, "schema": 1}, "has schema 1, this version reads 2"),
         (lambda data: [], "has schema 'list'"),
         (lambda data: {k: v for k, v in data.items() if k != "model"}, "lacks model"),
-        (lambda data: {**data, "claims": {"IOI-1": {"value": 1}}}, "claim IOI-1 lacks interval"),
+        (lambda data: {**data, "claims": {"IOI-1": {"value": 1}}}, "claim IOI-1 lacks null"),
         (
             lambda data: {**data, "claims": {"IOI-1": {**data["claims"]["IOI-1"], "verdict": "great"}}},
             "claim IOI-1 has the verdict 'great'",
+        ),
+        (
+            lambda data: {**data, "claims": {"IOI-1": {**data["claims"]["IOI-1"], "value": 7.25}}},
+            "claim IOI-1: a value is an estimate",
         ),
         (lambda data: {**data, "scale": "huge"}, "unknown scale 'huge'"),
         (lambda data: {**data, "model": "lab"}, "by its name and sha256, not 'lab'"),
@@ -70,16 +96,19 @@ def test_every_half_written_file_is_noticed(tmp_path, cut):
 def test_equal_results_have_no_changes():
     later = dataclasses.replace(RESULTS, date="2027-01-01", seconds=1.0, version="9", device="other")
     assert compare(RESULTS, later) == []
-    assert compare(RESULTS, changed(value=7.26, note="other words", interval=[7.1, 7.4])) == []
+    assert compare(RESULTS, changed(value=number(7.26, interval=(7.1, 7.4)), note="other words")) == []
 
 
 @pytest.mark.parametrize(
     ("new", "message"),
     [
-        (changed(value=6.5), "IOI-1: was 7.25, is 6.5"),
-        (changed(value=["9.9"]), "IOI-1: was 7.25, is 9.9"),
-        (changed(value=None), "IOI-1: was 7.25, is —"),
-        (changed(interval=None), "IOI-1: has gained or lost its interval"),
+        (changed(value=number(6.5)), "IOI-1: was 7.25 .*, is 6.5"),
+        (changed(value=Names(("9.9",))), "IOI-1: was 7.25 .*, is 9.9"),
+        (changed(value=None), "IOI-1: was 7.25 .*, is —"),
+        (changed(value=number(7.25, interval=None)), "IOI-1: another unit or number of units, or an interval"),
+        (changed(value=number(7.25, unit="prompts")), "IOI-1: another unit"),
+        (changed(value=number(7.25, n=14)), "IOI-1: another unit"),
+        (changed(null=None), "IOI-1: has gained or lost its null"),
         (changed(verdict="not reproduced"), "IOI-1: verdict was reproduced, is not reproduced"),
         (changed(expected=[2.0, None]), r"IOI-1: expected was \[3.0, None\], is \[2.0, None\]"),
         (dataclasses.replace(RESULTS, claims={}), "IOI-1: was recorded, is missing"),
@@ -96,22 +125,29 @@ def test_every_silent_change_is_found(new, message):
 
 
 def test_heads_and_tables_are_compared_row_by_row():
-    assert compare(changed(value=["1.1", "1.2"]), changed(value=["1.2", "1.1"])) == []
-    assert compare(changed(value=["1.1"]), changed(value=["1.1", "1.2"]))
-    assert compare(changed(value={"a": 1.0, "b": 0.0}), changed(value={"a": 1.003, "b": 0.0015})) == []
-    assert compare(changed(value={"a": 1.0, "b": 0.0}), changed(value={"a": 1.0, "b": 0.003}))
-    assert compare(changed(value={"a": 1.0}), changed(value={"a": 1.0, "b": 0.0}))
+    one, two = changed(value=Names(("1.1", "1.2"))), changed(value=Names(("1.2", "1.1")))
+    assert compare(one, two) == []
+    assert compare(changed(value=Names(("1.1",))), one)
+    assert compare(changed(value=table(a=1.0, b=0.0)), changed(value=table(a=1.003, b=0.0015))) == []
+    assert compare(changed(value=table(a=1.0, b=0.0)), changed(value=table(a=1.0, b=0.003)))
+    assert compare(changed(value=table(a=1.0)), changed(value=table(a=1.0, b=0.0)))
 
 
-def test_the_scoreboard_tells_the_truth_about_what_was_run(tmp_path):
-    empty = scoreboard(tmp_path)
-    assert empty.count("not run yet") >= 3 * len(CLAIMS["ioi"])
-    write_results(changed(verdict="not reproduced", value=1.0, note="a | b"), tmp_path)
-    board = scoreboard(tmp_path)
-    row = next(line for line in board.splitlines() if line.startswith("| IOI-1 "))
-    assert "not run yet | 1 [7, 7.5] (a \\| b) | paper: not run yet; lab: not reproduced" in row
-    assert "0 reproduced, 1 not reproduced" in board
-    assert all(line.replace("\\|", "").count("|") == 7 for line in board.splitlines() if line.startswith("| "))
+def test_the_board_tells_the_truth_about_what_was_run(tmp_path):
+    ioi = board(tmp_path, ["ioi"])[0]
+    assert {ioi.verdict(claim, scale) for claim in ioi.claims for scale in ("lab", "laptop", "paper")} == {
+        "not run yet"
+    }
+    assert ioi.caption("paper") == "not run yet"
+    write_results(changed(verdict="not reproduced", value=number(1.0)), tmp_path)
+    ioi = board(tmp_path, ["ioi"])[0]
+    assert [ioi.verdict(ioi.claims[0], scale) for scale in ("lab", "laptop", "paper")] == [
+        "not reproduced",
+        "not run yet",
+        "not run yet",
+    ]
+    assert "1 not reproduced, 26 not run yet" in ioi.caption("lab")
+    assert "abababababab, cpu, 2026-01-01" in ioi.caption("lab")
 
 
 def test_a_scoreboard_is_of_a_folder_that_is_there(tmp_path):
@@ -129,17 +165,21 @@ def test_without_a_results_folder_the_package_s_own_are_shown(tmp_path, monkeypa
         scoreboard()
     write_results(RESULTS, tmp_path / "shipped")
     assert "7.25" in scoreboard()
-    write_results(changed(value=9.0), tmp_path / "none")
+    write_results(changed(value=number(9.0)), tmp_path / "none")
     assert "7.25" not in scoreboard(), "results of one's own come first"
 
 
-def test_the_scoreboard_as_html(tmp_path):
+def test_a_cell_a_claim_and_scale_a_card_a_claim(tmp_path):
     write_results(changed(note="a < b"), tmp_path)
-    html = scoreboard(tmp_path, style="html")
+    html = scoreboard(tmp_path)
+    claims = [claim for chapter in CLAIMS.values() for claim in chapter.values()]
+    assert html.count('class="mi-cell ') == 3 * len(claims)
+    ids = re.findall(r'popover id="([^"]+)"', html)
+    assert len(ids) == len(set(ids)) == len(claims)
+    assert set(re.findall(r'popovertarget="([^"]+)"', html)) == set(ids)
     assert "a &lt; b" in html
-    assert html.count("<tr>") == sum(len(chapter) + 1 for chapter in CLAIMS.values())
-    with pytest.raises(ValueError, match="markdown or html"):
-        scoreboard(tmp_path, style="pdf")
+    assert "7.25 [7, 7.5] (15 templates)" in html
+    assert html.count("mi-cell mi-reproduced") == 1
     with pytest.raises(ValueError, match="unknown chapter"):
         scoreboard(tmp_path, chapters=["nope"])
 
@@ -152,13 +192,13 @@ def test_a_damaged_file_stops_the_scoreboard(tmp_path):
 
 def test_a_claim_over_networks_trained_on_the_spot_may_drift(monkeypatch):
     monkeypatch.setitem(CLAIMS["ioi"], "IOI-1", dataclasses.replace(CLAIMS["ioi"]["IOI-1"], drift=0.5))
-    old, new, far = (changed(value=value) for value in (3.0, 3.4, 3.7))
+    old, new, far = (changed(value=number(value)) for value in (3.0, 3.4, 3.7))
     assert compare(old, new) == []
-    assert [str(change) for change in compare(old, far)] == ["IOI-1: was 3, is 3.7"]
+    assert [str(change) for change in compare(old, far)] == ["IOI-1: was 3 [2.75, 3.25], is 3.7 [3.45, 3.95]"]
 
 
 def test_the_spread_of_runs_is_the_largest_difference_and_the_widest_comes_first():
-    runs = [changed(value={"a": a, "b": b, "heads": heads}) for a, b, heads in (
+    runs = [changed(value=table(a=a, b=b, heads=heads)) for a, b, heads in (
         (1.0, -2.0, ["1.1", "1.2"]), (1.001, -2.2, ["1.2"]), (0.999, -2.1, ["1.2", "1.1"]))]  # fmt: skip
     found = {s.row: s for s in spread(runs)}
     assert [s.row for s in spread(runs)] == ["heads", "b", "a"]
@@ -170,7 +210,7 @@ def test_the_spread_of_runs_is_the_largest_difference_and_the_widest_comes_first
 
 
 def test_a_spread_agrees_with_compare_and_knows_what_a_claim_may_drift(monkeypatch):
-    runs = [RESULTS, changed(value=7.25 + 0.4)]
+    runs = [RESULTS, changed(value=number(7.25 + 0.4))]
     assert (spread(runs)[0].absolute > spread(runs)[0].allowed) == bool(compare(*runs)) is True
     monkeypatch.setitem(CLAIMS["ioi"], "IOI-1", dataclasses.replace(CLAIMS["ioi"]["IOI-1"], drift=0.5))
     assert (spread(runs)[0].absolute > spread(runs)[0].allowed) == bool(compare(*runs)) is False

@@ -60,8 +60,9 @@ def test_paths_equal_hooks(small: Any, tokens: Tensor) -> None:
     torch.testing.assert_close(paths.direct, losses(direct, tokens), atol=1e-4, rtol=0)
     indirect = small.run_with_hooks(tokens, fwd_hooks=[(name, ablate), (end, lambda x, hook: x - change)])
     torch.testing.assert_close(paths.indirect, losses(indirect, tokens), atol=1e-4, rtol=0)
-    value, (low, high) = paths.increase("ablated")
-    assert low <= value <= high
+    increase = paths.increase("ablated")
+    assert increase.value == pytest.approx((paths.ablated - paths.clean).mean().item(), abs=1e-6)
+    assert (increase.n, increase.unit) == (len(tokens), "documents")
 
 
 def test_a_head_of_the_last_layer_has_no_paths_through_heads(small: Any, tokens: Tensor) -> None:
@@ -139,8 +140,9 @@ def test_attended_pairs_equal_a_loop(small: Any, tokens: Tensor) -> None:
     assert len(ours.rank) == len(low)
     assert all(a <= rank <= b for a, rank, b in zip(low, ours.rank.tolist(), high, strict=True))
     assert sum(b - a for a, b in zip(low, high, strict=True)) < 0.1 * len(low), "next to no ties"
-    share, (low, high) = ours.share()
-    assert low <= share <= high
+    share = ours.share()
+    assert share.value == pytest.approx(sum(rank <= 10 for rank in ours.rank.tolist()) / len(ours.rank))
+    assert (share.n, share.unit) == (len(tokens), "documents")
     with pytest.raises(ValueError, match="gives no token more than 100%"):
         attended_pairs(small, tokens[:, 2:], head, threshold=1.0)
 
@@ -182,12 +184,10 @@ def test_the_backup_and_the_negative_head_repair_the_organism() -> None:
     result = repair(organism)
     backup, negative = Head(4, 2), Head(4, 0)
     assert result.heads[backup].mean() > 2
-    share, (low, high) = result.share([backup, negative])
-    assert share == pytest.approx(1, abs=0.05)
-    assert low <= share <= high
+    assert result.share([backup, negative]).value == pytest.approx(1, abs=0.05)
     assert result.heads[3].abs().max() == 0, "the ablated heads do not repair themselves"
     inert = [Head(4, 1), Head(4, 3)]
-    assert abs(result.share(inert)[0]) < 0.05
+    assert abs(result.share(inert).value) < 0.05
 
 
 def test_contributions_add_up_to_the_change_of_the_logit_difference(small: Any) -> None:

@@ -64,7 +64,7 @@ def test_equals_the_definition(small: Any, tokens: Tensor, head: Head, part: Any
     assert kl_mean.max() > 1e-3
     torch.testing.assert_close(ours.kl[part], kl_part, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(ours.ablated_kl, kl_mean, atol=1e-4, rtol=1e-3)
-    assert ours.explained(part) == pytest.approx(1 - (kl_part.mean() / kl_mean.mean()).item(), abs=1e-3)
+    assert ours.explained(part).value == pytest.approx(1 - (kl_part.mean() / kl_mean.mean()).item(), abs=1e-3)
 
 
 def test_loss_is_the_model_s(small: Any, tokens: Tensor) -> None:
@@ -84,7 +84,7 @@ def test_many_heads_at_once_are_the_same_as_one_by_one(small: Any, tokens: Tenso
 
 def explained(kind: str, part: Any = "both") -> float:
     organism = organisms.copy_suppression(kind)
-    return cspa(organism.model, organism.tokens(64), [Head(1, 0)], progress=False)[Head(1, 0)].explained(part)
+    return cspa(organism.model, organism.tokens(64), [Head(1, 0)], progress=False)[Head(1, 0)].explained(part).value
 
 
 def test_the_exact_suppressor_is_explained_by_more_than_99_percent() -> None:
@@ -107,7 +107,7 @@ def test_an_ordinary_head_is_not_explained_at_all() -> None:
 def test_random_heads_are_not_copy_suppression(tiny: Any) -> None:
     tokens = torch.randint(0, 8192, (3, 32), generator=torch.Generator().manual_seed(0))
     for head, result in cspa(tiny, tokens, [Head(1, 0), Head(2, 3)], progress=False).items():
-        assert abs(result.explained()) < 0.15, head
+        assert abs(result.explained().value) < 0.15, head
 
 
 def test_words_that_mean_the_same_can_only_explain_more_of_the_head(small: Any, tokens: Tensor) -> None:
@@ -126,9 +126,14 @@ def test_percentiles_and_intervals(small: Any, tokens: Tensor) -> None:
     table = result.percentiles(bins=10)
     assert table.shape == (10, 2)
     assert (table[1:, 1] >= table[:-1, 1]).all()
-    low, high = result.interval()
-    assert low <= result.explained() <= high
-    assert result.explained(by="absolute loss") <= 1
+    explained = result.explained()
+    assert (explained.n, explained.unit) == (len(tokens), "documents")
+    assert result.explained(by="absolute loss").value <= 1
+    most = result.most_affected(0.1)
+    assert int(most.sum()) == round(0.1 * most.numel())
+    assert result.ablated_kl[most].min() >= result.ablated_kl[~most].max()
+    left = 1 - result.kl["both"][most].sum() / result.ablated_kl[most].sum()
+    assert result.explained(where=most).value == pytest.approx(left.item(), abs=1e-6)
 
 
 def test_keeping_every_source_is_the_ov_half(small: Any, tokens: Tensor) -> None:
@@ -163,8 +168,8 @@ def test_bad_input(small: Any, tokens: Tensor) -> None:
 
 
 def test_a_result_is_a_plain_value() -> None:
-    zero = torch.zeros(1, 4)
-    one = torch.ones(1, 4)
+    zero = torch.zeros(2, 4)
+    one = torch.ones(2, 4)
     half = CSPA(zero, one, one, {"both": one / 2}, {"both": one / 4})
-    assert half.explained() == 0.5
-    assert half.explained(by="loss") == 0.75
+    assert half.explained().value == 0.5
+    assert half.explained(by="loss").value == 0.75

@@ -98,9 +98,9 @@ def test_a_strong_prior_gives_every_token_the_common_line(small: Any, tokens: Te
 def test_the_suppressor_s_attention_is_explained_by_what_is_predicted() -> None:
     organism = organisms.copy_suppression()
     head, text = Head(1, 0), organism.tokens(24)
-    assert qk_projection(organism.model, text[:8], head, progress=False).explained("qk") > 0.9
+    assert qk_projection(organism.model, text[:8], head, progress=False).explained("qk").value > 0.9
     fit = fit_scores(organism.model, text[8:], head)
-    assert qk_projection(organism.model, text[:8], head, fit=fit, progress=False).explained("qk") > 0.99
+    assert qk_projection(organism.model, text[:8], head, fit=fit, progress=False).explained("qk").value > 0.99
 
 
 def test_a_head_that_looks_at_positions_is_not_explained() -> None:
@@ -109,4 +109,4 @@ def test_a_head_that_looks_at_positions_is_not_explained() -> None:
     head, text = Head(1, 0), organism.tokens(24)
     fit = fit_scores(organism.model, text[8:], head)
     for some in (None, fit):
-        assert qk_projection(organism.model, text[:8], head, fit=some, progress=False).explained("qk") < 0.3
+        assert qk_projection(organism.model, text[:8], head, fit=some, progress=False).explained("qk").value < 0.3

@@ -177,6 +177,21 @@ def test_inserted_sentence_names_one_of_the_two(tokenizer: PreTrainedTokenizerBa
     assert torch.equal(data.positions["S2"], last)
 
 
+def test_an_inserted_third_person_is_neither(tokenizer: PreTrainedTokenizerBase) -> None:
+    data = ioi.make(tokenizer, 60, templates=ioi.TWO_SENTENCES, insert="other")
+    assert torch.equal(mentions(data), torch.stack([data.io, data.s, data.s], 1))
+    for label, times in ((data.io, 1), (data.s, 2)):
+        assert ((data.tokens == label[:, None]).sum(1) == times).all()
+    named = torch.isin(data.tokens, data.names).sum(1)
+    assert (named == 4).all(), "two, the third person, and the subject again"
+
+
+def test_orders_and_templates(tokenizer: PreTrainedTokenizerBase) -> None:
+    data = ioi.make(tokenizer, 60)
+    assert torch.equal(data.io_first, data.positions["IO"] < data.positions["S1"])
+    assert data.template.bincount().tolist() == [4] * 15
+
+
 def test_inserted_sentence_needs_a_break(tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(ValueError, match="insert needs templates with a sentence break"):
         ioi.make(tokenizer, 2, templates=[5], insert="IO")

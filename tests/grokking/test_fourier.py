@@ -15,6 +15,7 @@ from mechinterp.grokking import (
     fourier_network,
     gini,
     initial,
+    key_part,
     logit_spectrum,
     neuron_frequencies,
     restricted_loss,
@@ -74,6 +75,15 @@ def test_ablating_the_key_frequencies_leaves_chance_and_others_nothing() -> None
     assert restricted_loss(table, range(1, 16)) == pytest.approx(full, rel=1e-4)
     assert excluded_loss(table, [3, 5]) == pytest.approx(full, rel=1e-3, abs=1e-6)
     assert restricted_loss(table, [3, 5]) == pytest.approx(math.log(31), abs=1e-3)
+
+
+def test_the_key_part_is_a_projection_and_its_parts_add_up() -> None:
+    table = all_logits(initial(SHAPE, [0])[0], SHAPE)
+    part = key_part(table, [2, 7])
+    torch.testing.assert_close(key_part(part, [2, 7]), part, atol=1e-5, rtol=0)
+    torch.testing.assert_close(key_part(table, [2]) + key_part(table, [7]), part, atol=1e-5, rtol=0)
+    assert abs((part * (table - part)).sum().item()) < 1e-3 * part.pow(2).sum().item()
+    assert key_part(table, []).abs().max() < 1e-6
 
 
 def test_a_restricted_loss_on_some_pairs() -> None:

@@ -18,6 +18,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         sweeps.PLANS["lab"],
         shape=Shape(p=7, d_model=12, n_heads=3, d_mlp=20),
         size=20,
+        decay=2.0,
         decays=(1.0, 2.0),
         seeds=(0, 1),
         main_epochs=100,
@@ -25,6 +26,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         grokked_epochs=100,
         smaller=(8, 16),
         ungrokking_epochs=100,
+        undecayed_sizes=(8,),
     )
     monkeypatch.setitem(sweeps.PLANS, "lab", plan)
     monkeypatch.setattr(sweeps, "RESULTS", tmp_path / "results")
@@ -56,6 +58,39 @@ def test_export_and_read_back(small: Path) -> None:
         assert (run.size, run.seed, run.weight_decay) == (measured["size"], measured["seed"], measured["weight_decay"])
     norms = torch.tensor([r["norm"] for r in found.runs], dtype=torch.float64)
     torch.testing.assert_close(norms, trained.final("norm"), rtol=1e-3, atol=0)
+
+
+def test_networks_without_weight_decay_go_on_from_those_of_the_plan_s(small: Path) -> None:
+    plan = sweeps.PLANS["lab"]
+    found = sweeps.run_sweep("undecayed", "lab", small, seeds=[1])
+    [run] = found.runs
+    assert (run.seed, run.size, run.weight_decay) == (1, 8, 0.0)
+    grokked = sweeps.run_sweep("grokked", "lab", small)
+    [j] = [j for j, g in enumerate(grokked.runs) if (g.seed, g.weight_decay) == (1, plan.decay)]
+    torch.testing.assert_close(found.history["norm"][0, 0], grokked.final("norm")[j])
+    with pytest.raises(ValueError, match="has the seeds"):
+        sweeps.run_sweep("grokked", "lab", small, seeds=[7])
+
+
+def test_one_more_seed_is_added_to_the_file(small: Path) -> None:
+    names = ["lab", "--out", str(small), "--only", "mainline", "--device", "cpu", "--export", "--seeds"]
+    assert sweeps.made("lab") == []
+    sweeps.main([*names, "1"])
+    first = sweeps.measured("mainline", "lab")
+    sweeps.main([*names, "0"])
+    assert sweeps.made("lab") == ["mainline"]
+    both = sweeps.measured("mainline", "lab")
+    assert [run["seed"] for run in both.runs] == [0, 1]
+    assert both.runs[1] == first.runs[0]
+
+
+def test_settled_runs_have_lost_the_norm_of_memorising() -> None:
+    config = {"epochs": 1000, "lr": 1e-3, "stop_accuracy": None, "stop_after": 0}
+    runs = [{"grok": grok, "weight_decay": decay} for grok in (100, 700, None) for decay in (2.0, 1.0, 0.0)]
+    found = sweeps.Measured(config, [], runs).settled()
+    assert found == [{"grok": 100, "weight_decay": 2.0}]
+    stopping = sweeps.Measured(config | {"stop_accuracy": 0.99, "stop_after": 400}, [], runs)
+    assert stopping.settled() == []
 
 
 def test_summary_of_a_run_that_diverged() -> None:

@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import t as student
 from torch import Tensor
 
 from mechinterp.models import load
 from mechinterp.sae import SAE, evaluate, initial, reconstruction, site
-from mechinterp.sae.metrics import Site
+from mechinterp.sae.metrics import Quality, Site
 
 HOOK = "blocks.2.attn.hook_z"
 
@@ -97,10 +98,14 @@ def test_a_sae_that_halves_has_gamma_one_half(model: Any, at: Site) -> None:
 def test_intervals_cover_the_value_and_shrink(model: Any, at: Site) -> None:
     sae = SAE("topk", initial("topk", 256, 512, seed=0), k=8)
     found = evaluate(model, sae, at)
-    lo, hi = found.interval("fvu", n=200)
-    assert lo <= found.value("fvu") <= hi
-    assert lo < hi
-    assert found.interval("l0", n=50) == (8.0, 8.0)
+    fvu, rows = found.estimate("fvu"), len(found.sums)
+    assert fvu.value == pytest.approx(found.value("fvu"))
+    assert (fvu.n, fvu.unit) == (rows, "rows of text")
+    assert found.estimate("l0").interval == pytest.approx((8.0, 8.0))
+    # The jackknife over rows, an estimator of its own, is close.
+    left = [Quality(found.sums[torch.arange(rows) != i], found.spread, found.density).value("fvu") for i in range(rows)]
+    error = ((rows - 1) * torch.tensor(left, dtype=torch.float64).var(correction=0)).sqrt().item()
+    assert fvu.interval[1] - fvu.value == pytest.approx(student.ppf(0.975, rows - 1) * error, rel=0.1)
 
 
 def test_the_result_does_not_depend_on_the_batches(model: Any, tokens: Tensor, at: Site) -> None:

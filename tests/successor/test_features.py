@@ -112,7 +112,7 @@ def test_arithmetic_with_the_true_features_always_succeeds(words: Any) -> None:
     model = organisms.successor().model
     grid = arithmetic_grid(model, HEAD, words, units, start=10, stop=49)
     assert grid.possible.sum() == 400
-    assert grid.share() == 1
+    assert grid.share().value == 1
 
 
 def test_arithmetic_equals_a_step_by_step_edit(words: Any) -> None:
@@ -132,7 +132,7 @@ def test_arithmetic_equals_a_step_by_step_edit(words: Any) -> None:
 def test_arithmetic_with_random_directions_fails(words: Any) -> None:
     noise = torch.randn(10, 128, generator=torch.Generator().manual_seed(0))
     grid = arithmetic_grid(organisms.successor().model, HEAD, words, noise, start=10, stop=49)
-    assert grid.share() < 0.3, "but for the cells that ask for no change"
+    assert grid.share().value < 0.3, "but for the cells that ask for no change"
 
 
 def test_neuron_ablation_equals_a_hook(tiny: Any, tokenizer: Any) -> None:

@@ -69,8 +69,8 @@ def test_the_organism_wins_where_its_number_is_followed_by_the_next() -> None:
     [head] = organism.heads("successor")
     assert winning.cases(head)[:, 1:].all()
     shares = winning_cases(organism.model, counting, head, winning)
-    assert shares.share["succession"] > 0.9
-    assert sum(shares.share.values()) == pytest.approx(1)
+    assert shares.share["succession"].value > 0.9
+    assert sum(share.value for share in shares.share.values()) == pytest.approx(1)
     assert set(shares.share) == set(CATEGORIES)
     inert = Head(0, 0)
     if not direct_effects(organism.model, counting).cases(inert).any():
@@ -84,7 +84,7 @@ def test_random_weights_have_no_winner_that_succeeds(tiny: Any) -> None:
     shares = torch.bincount(winning.winner.flatten(), minlength=12) / winning.winner.numel()
     assert shares.max() < 0.35
     best = Head(*divmod(int(shares.argmax()), 4))
-    assert winning_cases(tiny, tokens, best, winning).share["succession"] < 0.05
+    assert winning_cases(tiny, tokens, best, winning).share["succession"].value < 0.05
 
 
 def test_a_sum_of_parts_is_decomposed_and_held_out_words_are_synthesised() -> None:

@@ -53,7 +53,7 @@ def test_the_exact_successor_head_scores_one_and_no_other_does() -> None:
     rest = scores.score()
     rest[head] = 0
     assert rest.max() < 0.1
-    assert scores.interval(head) == (1, 1)
+    assert (scores.of(head).value, scores.of(head).interval) == (1, None)
 
 
 def test_random_weights_score_at_chance(tiny: Any) -> None:
@@ -61,8 +61,8 @@ def test_random_weights_score_at_chance(tiny: Any) -> None:
     assert set(scores.hits) == set(TASKS)
     assert scores.score().mean() == pytest.approx(scores.chance_level(), abs=0.03)
     assert scores.chance["days"] == pytest.approx(1 / 7)
-    low, high = scores.interval(scores.best())
-    assert low <= scores.score().max() <= high
+    assert scores.of(scores.best()).value == pytest.approx(scores.score().max().item())
+    assert scores.of(scores.best(), "days").n == 7
     with pytest.raises(ValueError, match="no task 'planets'; one of numbers"):
         scores.score("planets")
 
@@ -82,7 +82,7 @@ def test_a_table_is_the_head_s_circuit_and_the_bias_its_tilt() -> None:
 def test_the_lab_model_has_a_successor_head(lab: Any) -> None:
     scores = successor_scores(lab)
     assert sum(float(scores.score(task).max()) >= 0.5 for task in TASKS) >= 3
-    assert scores.interval(scores.best())[0] > 5 * scores.chance_level()
+    assert scores.of(scores.best()).value > 5 * scores.chance_level()
 
 
 def test_tasks_that_the_tokenizer_lacks() -> None:

@@ -12,6 +12,7 @@ import torch
 from mechinterp import viz
 from mechinterp.circuits import PAPER_CIRCUIT
 from mechinterp.heads import Head
+from mechinterp.stats import Estimate
 
 WORDS = {"title": "T", "caption": 'a < b & "c"'}
 VOID = {"br", "img", "meta", "link", "input", "hr"}
@@ -46,7 +47,7 @@ def figures() -> Iterator[viz.Figure]:
     yield viz.head_map({"one": scores, "two": scores.abs()}, unit="score", **WORDS)
     yield viz.histogram(scores.flatten(), x="x", **WORDS)
     yield viz.scatter({"a": (scores[0], scores[1])}, x="x", y="y", diagonal=True, **WORDS)
-    yield viz.bars({"1.2": 0.5, "2.0": -1.0}, {"1.2": (0.4, 0.6), "2.0": (-2, 0)}, y="y", **WORDS)
+    yield viz.bars({"1.2": Estimate(0.5, (0.4, 0.6), 9, "prompts"), "2.0": -1.0}, y="y", **WORDS)
     yield viz.bars({"1.2": 0.5, "2.0": 1.0}, groups={"1.2": "first", "2.0": "second"}, y="y", **WORDS)
     yield viz.curves({"a": ([1, 2], [3, 4])}, x="x", y="y", log_x=True, **WORDS)
     yield viz.moving_points({"0": torch.zeros(3, 2) + 1, "1": torch.ones(3, 2)}, ["a", "b", "c"], **WORDS)
@@ -78,8 +79,8 @@ def test_a_head_map_shows_every_score_and_zero_in_the_middle() -> None:
 
 
 def test_bars_keep_their_order_and_intervals() -> None:
-    values, intervals = {"b": 2.0, "a": 1.0}, {"b": (1.5, 3.0), "a": (0.0, 1.25)}
-    plot = viz.bars(values, intervals, y="y", **WORDS).plot
+    values = {"b": Estimate(2.0, (1.5, 3.0), 9, "prompts"), "a": Estimate(1.0, (0.0, 1.25), 9, "prompts")}
+    plot = viz.bars(values, y="y", **WORDS).plot
     [trace] = plot.data
     assert list(trace.y) == ["b", "a"]
     assert list(trace.x) == [2.0, 1.0]

@@ -79,9 +79,13 @@ def repeated_tokens(model: Any, *, n: int = 20, length: int = 100, seed: int = 0
     return repeats.repeated_tokens(sizes.d_vocab, n, length, seed, bos).to(next(model.parameters()).device)
 
 
-def _offset_score(model: Any, offset: Callable[[int], int], second: bool, n: int, length: int, seed: int) -> Tensor:
+def _offset_score(
+    model: Any, offset: Callable[[int], int], second: bool, n: int, length: int, seed: int, repeat: bool
+) -> Tensor:
     tokens = repeated_tokens(model, n=n, length=length, seed=seed)
     size = tokens.shape[1] // 2
+    if not repeat:  # the second half is another row's
+        tokens[:, -size:] = tokens[:, -size:].roll(1, 0)
     first = tokens.shape[1] - size if second else 1
 
     def reduce(x: Tensor, _: slice) -> Tensor:
@@ -91,19 +95,28 @@ def _offset_score(model: Any, offset: Callable[[int], int], second: bool, n: int
     return _collect(model, tokens, "pattern", reduce, 16).mean(1)
 
 
-def previous_token_scores(model: Any, *, n: int = 20, length: int = 100, seed: int = 0) -> Float[Tensor, "layer head"]:
-    """Mean attention to the token before, on repeated random tokens (Wang et al., Appendix H)."""
-    return _offset_score(model, lambda size: 1, False, n, length, seed)
+def previous_token_scores(
+    model: Any, *, n: int = 20, length: int = 100, seed: int = 0, repeat: bool = True
+) -> Float[Tensor, "layer head"]:
+    """Mean attention to the token before, on repeated random tokens (Wang et al., Appendix H).
+
+    Here as in the other scores, `repeat=False` gives the null: the second half is that of another row.
+    """
+    return _offset_score(model, lambda size: 1, False, n, length, seed, repeat)
 
 
-def duplicate_token_scores(model: Any, *, n: int = 20, length: int = 100, seed: int = 0) -> Float[Tensor, "layer head"]:
+def duplicate_token_scores(
+    model: Any, *, n: int = 20, length: int = 100, seed: int = 0, repeat: bool = True
+) -> Float[Tensor, "layer head"]:
     """Mean attention from the second copy of a random token to the first (Wang et al., Appendix H)."""
-    return _offset_score(model, lambda size: size, True, n, length, seed)
+    return _offset_score(model, lambda size: size, True, n, length, seed, repeat)
 
 
-def induction_scores(model: Any, *, n: int = 20, length: int = 100, seed: int = 0) -> Float[Tensor, "layer head"]:
+def induction_scores(
+    model: Any, *, n: int = 20, length: int = 100, seed: int = 0, repeat: bool = True
+) -> Float[Tensor, "layer head"]:
     """Mean attention from the second copy of a random token to the one after the first copy (Olsson et al., 2022)."""
-    return _offset_score(model, lambda size: size - 1, True, n, length, seed)
+    return _offset_score(model, lambda size: size - 1, True, n, length, seed, repeat)
 
 
 def direct_projection(

@@ -16,11 +16,12 @@ POSITIONS: dict[str, tuple[str, ...]] = {
     "negative name mover": ("END",),
     "backup name mover": ("END",),
     "S-inhibition": ("END",),
+    "S2 informant": ("S2",),
     "induction": ("S2",),
     "duplicate token": ("S2",),
     "previous token": ("S1+1",),
 }
-"""Where each role of the IOI circuit acts (Figure 2)."""
+"""Where each role of the IOI circuit acts (Figure 2); informants at S2 are of no type that the paper names."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class Setting:
         metric: from logits at `at` [prompt vocab] to one value a prompt.
         means: the values of the knock-out, `patching.mean_reference` of prompts that lack the information.
         batch_size: sequences (variant · prompt) at a time.
+        unit, clusters: what intervals count, and the unit of each prompt, as in `mechinterp.stats.mean`.
     """
 
     model: Any
@@ -112,6 +114,8 @@ class Setting:
     metric: Callable[[Float[Tensor, "prompt vocab"]], Float[Tensor, " prompt"]]
     means: Activations
     batch_size: int = 512
+    unit: str = "prompts"
+    clusters: Int[Tensor, " prompt"] | None = None
 
 
 def keep(
@@ -147,6 +151,25 @@ def evaluate(
         )
         values += [setting.metric(row) for row in logits]
     return torch.stack(values)
+
+
+def knock_out(
+    setting: Setting, sets: Sequence[Iterable[Head]], *, position: str | None = None
+) -> Float[Tensor, "set prompt"]:
+    """The metric of the whole model with each set of heads mean-ablated, at one named position or everywhere.
+
+    Errors: `ValueError` for a position or a head that is not there.
+    """
+    if position is not None and position not in setting.positions:
+        raise ValueError(f"unknown position {position!r}; one of {', '.join(setting.positions)}")
+    shape = setting.tokens.shape
+    where = None if position is None else setting.positions[position]
+    chunk = max(1, setting.batch_size // len(setting.tokens))
+    values = []
+    for i in range(0, len(sets), chunk):
+        gone = [mask(setting.model, shape, dict.fromkeys(heads, where)) for heads in sets[i : i + chunk]]
+        values.append(evaluate(setting, [~m for m in gone]))
+    return torch.cat(values)
 
 
 def score(setting: Setting, circuit: Circuit, removed: Iterable[Head] = ()) -> Float[Tensor, " prompt"]:

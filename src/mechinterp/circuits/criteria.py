@@ -3,90 +3,104 @@
 F(C) is the mean metric with everything outside C mean-ablated, M is the whole model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from mechinterp.circuits.circuit import Circuit, Setting, evaluate, keep, score, score_without
 from mechinterp.heads import Head
-from mechinterp.stats import bootstrap, ratio_of_means
-
-Interval = tuple[float, float]
+from mechinterp.stats import Estimate, mean, ratio
 
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """F(M), F(C), their difference, and the recovered share F(C)/F(M), each with a 95 % interval over prompts."""
+    """F(M), F(C), their difference, the recovered fraction F(C)/F(M), and how far single prompts are from it.
 
-    model: float
-    circuit: float
-    difference: float
-    difference_interval: Interval
-    recovered: float
-    recovered_interval: Interval
+    `absolute` is the mean of |f(C) − f(M)| over prompts, over F(M): errors of opposite sign do not cancel in it.
+    """
+
+    model: Estimate
+    circuit: Estimate
+    difference: Estimate
+    recovered: Estimate
+    absolute: Estimate
 
 
 @dataclass(frozen=True)
 class Completeness:
-    """F(M∖K) and F(C∖K) for one set K of removed heads; `interval` is of `incompleteness`, |F(C∖K) − F(M∖K)|."""
+    """F(M∖K) and F(C∖K) for one set K of removed heads; `gap` is F(C∖K) − F(M∖K), `absolute` as in `Faithfulness`."""
 
     removed: tuple[Head, ...]
-    model: float
-    circuit: float
-    incompleteness: float
-    interval: Interval
+    model: Estimate
+    circuit: Estimate
+    gap: Estimate
+    absolute: Estimate
+
+    @property
+    def incompleteness(self) -> float:
+        """|F(C∖K) − F(M∖K)| (section 4.1)."""
+        return abs(self.gap.value)
 
 
 @dataclass(frozen=True)
 class Minimality:
     """How much a head matters beside the removed set K.
 
-    `before` is F(C∖(K∪{v})), `after` is F(C∖K), `share` is |after − before| / F(M).
+    `before` is F(C∖(K∪{v})), `after` is F(C∖K), `change` is (after − before) / F(M).
     """
 
     removed: tuple[Head, ...]
-    before: float
-    after: float
-    share: float
-    interval: Interval
+    before: Estimate
+    after: Estimate
+    change: Estimate
+
+    @property
+    def share(self) -> float:
+        """|F(C∖(K∪{v})) − F(C∖K)| / F(M) (section 4.2)."""
+        return abs(self.change.value)
 
 
-def _size(x: Tensor) -> Tensor:
-    return x.mean(0).abs()
+def compare_runs(setting: Setting, model: Tensor, circuit: Tensor, whole: Tensor | None = None) -> Faithfulness:
+    """Two runs on the same prompts, prompt by prompt: a circuit's metric and the model's.
+
+    Args:
+        model, circuit: `[prompt]`.
+        whole: what fractions are taken of, by default `model`.
+    """
+    average, fraction, whole = *_over_prompts(setting), model if whole is None else whole
+    return Faithfulness(
+        model=average(model),
+        circuit=average(circuit),
+        difference=average(model - circuit),
+        recovered=fraction(circuit, whole),
+        absolute=fraction((circuit - model).abs(), whole),
+    )
+
+
+def _over_prompts(setting: Setting) -> tuple[Callable[..., Estimate], Callable[..., Estimate]]:
+    """Means and ratios over the setting's units."""
+    average = partial(mean, unit=setting.unit, clusters=setting.clusters)
+    return average, partial(ratio, unit=setting.unit, clusters=setting.clusters)
 
 
 def faithfulness(setting: Setting, circuit: Circuit) -> Faithfulness:
     """|F(M) − F(C)| (section 4): what the circuit leaves unexplained."""
-    model, alone = score_without(setting, []), score(setting, circuit)
-    pair = torch.stack([alone, model], 1)
-    return Faithfulness(
-        model=model.mean().item(),
-        circuit=alone.mean().item(),
-        difference=(model - alone).mean().item(),
-        difference_interval=bootstrap(model - alone),
-        recovered=ratio_of_means(pair).item(),
-        recovered_interval=bootstrap(pair, statistic=ratio_of_means),
-    )
+    return compare_runs(setting, score_without(setting, []), score(setting, circuit))
 
 
 def completeness(setting: Setting, circuit: Circuit, sets: Sequence[Sequence[Head]]) -> list[Completeness]:
     """|F(C∖K) − F(M∖K)| for each set K (section 4.1). All sets are run together."""
     masks = [keep(setting, circuit, k) for k in sets] + [keep(setting, None, k) for k in sets]
     values = evaluate(setting, masks)
+    whole = score_without(setting, [])
     results = []
     for k, alone, model in zip(sets, values[: len(sets)], values[len(sets) :], strict=True):
-        gap = alone - model
-        results.append(
-            Completeness(
-                removed=tuple(k),
-                model=model.mean().item(),
-                circuit=alone.mean().item(),
-                incompleteness=_size(gap).item(),
-                interval=bootstrap(gap, statistic=_size),
-            )
-        )
+        run = compare_runs(setting, model, alone, whole)
+        gap = _over_prompts(setting)[0](alone - model)
+        results.append(Completeness(tuple(k), run.model, run.circuit, gap, run.absolute))
     return results
 
 
@@ -166,14 +180,8 @@ def minimality(
     masks = [keep(setting, circuit, sets[v]) for v in circuit]
     masks += [keep(setting, circuit, [*sets[v], v]) for v in circuit]
     values, model = evaluate(setting, masks), score_without(setting, [])
-    results = {}
-    for v, after, before in zip(circuit, values[: len(circuit)], values[len(circuit) :], strict=True):
-        pair = torch.stack([after - before, model], 1)
-        results[v] = Minimality(
-            removed=tuple(sets[v]),
-            before=before.mean().item(),
-            after=after.mean().item(),
-            share=ratio_of_means(pair).abs().item(),
-            interval=bootstrap(pair, statistic=lambda p: ratio_of_means(p).abs()),
-        )
-    return results
+    average, fraction = _over_prompts(setting)
+    return {
+        v: Minimality(tuple(sets[v]), average(before), average(after), fraction(after - before, model))
+        for v, after, before in zip(circuit, values[: len(circuit)], values[len(circuit) :], strict=True)
+    }

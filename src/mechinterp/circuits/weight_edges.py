@@ -9,9 +9,12 @@ but attention weights.
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
+from itertools import combinations
+from math import comb
 from pathlib import Path
 
 import torch
@@ -22,6 +25,7 @@ from mechinterp.circuits.circuit import Circuit
 from mechinterp.circuits.ioi import PAPER_CIRCUIT
 from mechinterp.files import atomic_write
 from mechinterp.heads import Head
+from mechinterp.stats import Estimate, population
 
 Edge = tuple[str, tuple[str, ...], Mode, str]
 EDGES: tuple[Edge, ...] = (
@@ -65,13 +69,24 @@ class Wiring:
     connections: tuple[Connection, ...]
     level: dict[str, float]
 
-    def shares(self) -> dict[str, float]:
+    def shares(self) -> dict[str, Estimate]:
         """By claim, the share of readers whose strongest earlier composer is one of the expected writers."""
-        result: dict[str, float] = {}
-        for claim in dict.fromkeys(c.claim for c in self.connections):
-            rows = [c for c in self.connections if c.claim == claim]
-            result[claim] = sum(min(c.ranks.values()) == 1 for c in rows) / len(rows)
-        return result
+        return {
+            claim: population(sum(min(c.ranks.values()) == 1 for c in rows) / len(rows), len(rows), "reading heads")
+            for claim, rows in self._claims().items()
+        }
+
+    def chances(self, *, fewer: Container[str] = ()) -> dict[str, float]:
+        """By claim, the exact probability that random heads of the writers' layers lead as many readers or more.
+
+        Args:
+            fewer: claims that writers do *not* lead; for these, as many readers or fewer.
+        """
+        return {claim: _as_many(rows, claim in fewer) for claim, rows in self._claims().items()}
+
+    def _claims(self) -> dict[str, list[Connection]]:
+        names = dict.fromkeys(c.claim for c in self.connections)
+        return {claim: [c for c in self.connections if c.claim == claim] for claim in names}
 
     def leaders(self) -> list[tuple[Head, Head, str, bool]]:
         """For every reading head its strongest earlier composer: (writer, reader, input, was it expected)."""
@@ -104,6 +119,31 @@ class Wiring:
         head = "".join(f"<th>{cell}</th>" for cell in header)
         body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in self._rows())
         return f'<div style="overflow-x:auto"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _as_many(rows: Sequence[Connection], fewer: bool) -> float:
+    """Probability that random writers, as many in each layer, are the strongest composers of as many readers or more.
+
+    What is drawn in one layer does not depend on another, and within one each subset of the leading heads has a
+    hypergeometric probability.
+    """
+    readers = [Head.parse(c.reader) for c in rows]
+    n = rows[0].earlier // readers[0].layer
+    writers = {Head.parse(w) for c in rows for w in c.ranks}
+    leaders = Counter(Head.parse(c.strongest[0]) for c in rows)
+    seen = sum(count for head, count in leaders.items() if head in writers)
+    chances = {0: 1.0}
+    for layer in {head.layer for head in leaders}:
+        here = [count for head, count in leaders.items() if head.layer == layer]
+        k = sum(w.layer == layer for w in writers)
+        before, chances = chances, {}
+        for size in range(min(len(here), k) + 1):
+            for drawn in combinations(here, size):
+                p = comb(n - len(here), k - size) / comb(n, k)
+                for hits, chance in before.items():
+                    total = hits + sum(drawn)
+                    chances[total] = chances.get(total, 0.0) + chance * p
+    return min(1.0, sum(p for hits, p in chances.items() if (hits <= seen if fewer else hits >= seen)))
 
 
 def wiring(

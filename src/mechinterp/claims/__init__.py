@@ -9,24 +9,31 @@ one value a claim; the verdict follows from the expectation and nobody writes it
 """
 
 from mechinterp.claims.compare import Change, compare
-from mechinterp.claims.expectations import Expectation, Includes, Range, SameSet, Size, Value
+from mechinterp.claims.expectations import Expectation, Includes, Range, SameSet, Size
 from mechinterp.claims.ledger import Card, Ledger, Table
+from mechinterp.claims.nulls import Chance, Either, Null
 from mechinterp.claims.registry import CLAIMS, find_claim
 from mechinterp.claims.results import Entry, Results, read_results, results_folder, write_results
 from mechinterp.claims.scoreboard import scoreboard
-from mechinterp.claims.statement import Claim
+from mechinterp.claims.statement import Claim, Revision
+from mechinterp.claims.values import Names, Value
 
 __all__ = [
     "CLAIMS",
     "Card",
+    "Chance",
     "Change",
     "Claim",
+    "Either",
     "Entry",
     "Expectation",
     "Includes",
     "Ledger",
+    "Names",
+    "Null",
     "Range",
     "Results",
+    "Revision",
     "SameSet",
     "Size",
     "Table",

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mechinterp.claims.expectations import show
 from mechinterp.claims.registry import CLAIMS
 from mechinterp.claims.results import Results
+from mechinterp.claims.values import Leaf, Names, show
+from mechinterp.stats import Estimate
 
 RTOL, ATOL = 0.002, 0.002
 """What rounding may do to a value whose claim has no `drift`: seven times the most by which a run of all six chapters
@@ -48,9 +49,10 @@ def compare(old: Results, new: Results, *, rtol: float = RTOL, atol: float = ATO
         claim = CLAIMS.get(old.chapter, {}).get(id)
         if not _close(before.value, after.value, rtol, atol + (claim.drift if claim else 0.0)):
             changes.append(Change(id, f"was {show(before.value)}, is {show(after.value)}"))
-        # The ends of an interval are noisier than the value; only whether there is one is compared.
-        if (before.interval is None) != (after.interval is None):
-            changes.append(Change(id, "has gained or lost its interval"))
+        elif _facts(before.value) != _facts(after.value):
+            changes.append(Change(id, "another unit or number of units, or an interval gained or lost"))
+        if (before.null is None) != (after.null is None):
+            changes.append(Change(id, "has gained or lost its null"))
         for name in ("expected", "verdict"):
             if getattr(before, name) != getattr(after, name):
                 changes.append(Change(id, f"{name} was {getattr(before, name)}, is {getattr(after, name)}"))
@@ -60,11 +62,18 @@ def compare(old: Results, new: Results, *, rtol: float = RTOL, atol: float = ATO
 def _close(a: Any, b: Any, rtol: float, atol: float) -> bool:
     if isinstance(a, dict) and isinstance(b, dict):
         return set(a) == set(b) and all(_close(a[key], b[key], rtol, atol) for key in a)
-    if isinstance(a, list) and isinstance(b, list):
-        return set(a) == set(b)
-    if isinstance(a, int | float) and isinstance(b, int | float):
-        return abs(a - b) <= atol + rtol * abs(a)
+    if isinstance(a, Names) and isinstance(b, Names):
+        return set(a.names) == set(b.names)
+    if isinstance(a, Estimate) and isinstance(b, Estimate):
+        return abs(a.value - b.value) <= atol + rtol * abs(a.value)
     return bool(a == b)
+
+
+def _facts(value: Any) -> Any:
+    """What else is compared: units and whether there is an interval. Its ends are noisier than the value."""
+    if isinstance(value, dict):
+        return {row: _facts(item) for row, item in value.items()}
+    return (value.n, value.unit, value.interval is None) if isinstance(value, Estimate) else None
 
 
 @dataclass(frozen=True)
@@ -98,16 +107,17 @@ def spread(runs: Sequence[Results]) -> list[Spread]:
     found = []
     for id in (id for id in runs[0].claims if all(id in run.claims for run in runs)):
         values = [run.claims[id].value for run in runs]
-        tables = [value if isinstance(value, dict) else {"": value} for value in values]
+        tables: list[dict[str, Leaf | None]] = [{**v} if isinstance(v, dict) else {"": v} for v in values]
         claim = CLAIMS.get(runs[0].chapter, {}).get(id)
         for row in (row for row in tables[0] if all(row in table for table in tables)):
             leaves = [table[row] for table in tables]
-            if all(isinstance(leaf, list) for leaf in leaves):
-                sets = [set(leaf) for leaf in leaves]
+            sets = [set(leaf.names) for leaf in leaves if isinstance(leaf, Names)]
+            numbers = [leaf.value for leaf in leaves if isinstance(leaf, Estimate)]
+            if len(sets) == len(leaves):
                 every = set.union(*sets)
-                apart, size, allowed = len(every) - len(set.intersection(*sets)), len(every), 0.0
-            elif all(isinstance(leaf, int | float) for leaf in leaves):
-                apart, sizes = max(leaves) - min(leaves), [abs(leaf) for leaf in leaves]
+                apart, size, allowed = float(len(every) - len(set.intersection(*sets))), float(len(every)), 0.0
+            elif len(numbers) == len(leaves):
+                apart, sizes = max(numbers) - min(numbers), [abs(x) for x in numbers]
                 size, allowed = max(sizes), ATOL + RTOL * min(sizes) + (claim.drift if claim else 0.0)
             else:
                 continue  # not measured in some run

@@ -1,17 +1,20 @@
 """What a value must be for a claim to count as reproduced.
 
-A value is a number, a set of names (heads, mostly) or a table of those; an expectation has the same
-shape: `Range` for a number, `SameSet`, `Includes` or `Size` for a set, a dict of them for a table.
+An expectation has the shape of the value: `Range` for an estimate, `SameSet`, `Includes` or `Size` for a set of names,
+a dict of them for a table. The whole interval decides, and whether a set recurs: what crosses a bound is undecided.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
-Leaf = float | list[str]
-Value = float | list[str] | dict[str, Leaf]
+from mechinterp.claims.values import Leaf, Names, Value
+from mechinterp.stats import short
+
+Outcome = Literal["reproduced", "not reproduced", "undecided"]
+RECURS = 0.8
+"""A set is reproduced if its rule holds in this fraction of half-splits, not reproduced if in less than the rest."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Range:
 
     def __str__(self) -> str:
         if math.isinf(self.lo):
-            return "any number" if math.isinf(self.hi) else f"at most {_number(self.hi)}"
-        return f"at least {_number(self.lo)}" if math.isinf(self.hi) else f"{_number(self.lo)} to {_number(self.hi)}"
+            return "any number" if math.isinf(self.hi) else f"at most {short(self.hi)}"
+        return f"at least {short(self.lo)}" if math.isinf(self.hi) else f"{short(self.lo)} to {short(self.hi)}"
 
     def json(self) -> Any:
         """`[lo, hi]`, an open end as null."""
@@ -124,53 +127,41 @@ Rule = Range | SameSet | Includes | Size
 Expectation = Rule | dict[str, Rule]
 
 
-def holds(expected: Expectation, value: Value) -> bool:
-    """Whether `value` is as expected. `ValueError` if the two have different shapes.
+def judge(expected: Expectation, value: Value) -> Outcome:
+    """Inside, outside or across the bounds; a table is inside if all of its rows are, outside if any is.
 
-    >>> holds({"LD": Range(3.1, 3.9), "with an extra IO": Range(0.8, 1.7)}, {"LD": 3.5, "with an extra IO": 2.0})
-    False
+    A table may have rows that are not bounded: a chapter measures the same ones at every scale.
+
+    Errors: `ValueError` if the two have different shapes, or a bounded row is missing.
+
+    >>> from mechinterp.stats import Estimate
+    >>> judge(Range(3), Estimate(3.5, (3.2, 3.8), 15, "templates"))
+    'reproduced'
+    >>> judge(Range(3), Estimate(3.5, (2.9, 4.1), 15, "templates"))
+    'undecided'
     """
     if isinstance(expected, dict):
-        if not isinstance(value, dict) or set(value) != set(expected):
+        if not isinstance(value, dict) or not set(value) >= set(expected):
             got = f"the rows {sorted(value)}" if isinstance(value, dict) else repr(value)
             raise ValueError(f"expected a table with the rows {sorted(expected)}, got {got}")
-        return all(holds(rule, value[key]) for key, rule in expected.items())
+        rows = {judge(rule, value[key]) for key, rule in expected.items()}
+        return "not reproduced" if "not reproduced" in rows else "undecided" if "undecided" in rows else "reproduced"
     if isinstance(value, dict):
         raise ValueError(f"expected {_kind(expected)}, got a table with the rows {sorted(value)}")
-    if isinstance(expected, Range) != isinstance(value, float):
-        raise ValueError(f"expected {_kind(expected)}, got {value!r}")
-    return expected.holds(value)
+    return _judge_leaf(expected, value)
 
 
-def clean(value: Any) -> Value:
-    """Any number, set or table of them as plain JSON types; heads become strings.
+def part(expected: Expectation, rows: Iterable[str]) -> dict[str, Rule]:
+    """What a table is expected to hold in some of its rows; those without a bound are left out.
 
-    Zero-dimensional tensors and arrays count as numbers; six digits are kept. Errors: `ValueError` for NaN, infinity or
-    anything else.
-
-    >>> clean({"lower": [(9, 6)], "share": 1})
-    {'lower': ['9.6'], 'share': 1.0}
+    Errors: `ValueError` if none of the rows has a bound that a null could fail.
     """
-    if isinstance(value, Mapping):
-        return {str(key): _clean_leaf(item, f" in row {key!r}") for key, item in value.items()}
-    return _clean_leaf(value, "")
-
-
-def show(value: Value | None, interval: Any = None) -> str:
-    """A value in a few characters, each number or head with its interval if it has one.
-
-    >>> show(0.99312, [0.98, 1.0])
-    '0.993 [0.98, 1]'
-    >>> show({"LD": 3.5, "heads": ["9.6", "9.9"]}, {"LD": [3, 4], "9.6": [-0.2, -0.1]})
-    'LD: 3.5 [3, 4]; heads: 9.6 [−0.2, −0.1], 9.9'
-    >>> show([]), show(None)
-    ('none', '—')
-    """
-    if value is None:
-        return "—"
-    if isinstance(value, dict):
-        return "; ".join(f"{key}: {_show_leaf(item, interval, key)}" for key, item in value.items())
-    return _show_leaf(value, interval, None)
+    rows = list(rows)
+    rules = expected if isinstance(expected, dict) else {}
+    some = {row: rules[row] for row in rows if rules.get(row, Range()) != Range()}
+    if not some:
+        raise ValueError(f"none of the rows {rows} has a bound ({describe(expected)}), so that a null could not fail")
+    return some
 
 
 def describe(expected: Expectation) -> str:
@@ -191,40 +182,18 @@ def to_json(expected: Expectation | None) -> Any:
     return None if expected is None else expected.json()
 
 
-def _clean_leaf(value: Any, where: str) -> Leaf:
-    if hasattr(value, "ndim") and hasattr(value, "item") and value.ndim == 0:
-        value = value.item()
-    if isinstance(value, Real):
-        number = float(value)
-        if not math.isfinite(number):
-            raise ValueError(
-                f"the value{where} is {number}; a claim needs a finite number: check the logits and the intervention"
-            )
-        return float(f"{number:.6g}")
-    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
-        items = list(value)
-        if all(isinstance(item, str) for item in items) or all(_is_head(item) for item in items):
-            return [item if isinstance(item, str) else f"{item[0]}.{item[1]}" for item in items]
-    raise ValueError(f"the value{where} must be a number or a list of heads or names, not {value!r}")
-
-
-def _show_leaf(value: Leaf, interval: Any, key: str | None) -> str:
-    pairs = interval if isinstance(interval, dict) else {None: interval}
-    if isinstance(value, list):
-        return ", ".join(name + _show_pair(pairs.get(name)) for name in value) or "none"
-    return _number(value) + _show_pair(pairs.get(key))
-
-
-def _show_pair(pair: Any) -> str:
-    return "" if pair is None else f" [{_number(pair[0])}, {_number(pair[1])}]"
-
-
-def _number(x: float) -> str:
-    return f"{x:.3g}".replace("-", "−")
-
-
-def _is_head(item: Any) -> bool:
-    return isinstance(item, tuple) and len(item) == 2 and all(isinstance(i, int) for i in item)
+def _judge_leaf(rule: Rule, value: Leaf) -> Outcome:
+    if isinstance(rule, Range) == isinstance(value, Names):
+        raise ValueError(f"expected {_kind(rule)}, got {value!r}")
+    if isinstance(value, Names):
+        recurs = [rule.holds(split) for split in value.splits] or [rule.holds(value.names)]
+        often = sum(recurs) / len(recurs)
+        return "reproduced" if often >= RECURS else "not reproduced" if often < 1 - RECURS else "undecided"
+    assert isinstance(rule, Range)
+    lo, hi = value.interval or (value.value, value.value)
+    if rule.lo <= lo and hi <= rule.hi:
+        return "reproduced"
+    return "not reproduced" if hi < rule.lo or lo > rule.hi else "undecided"
 
 
 def _names(members: Iterable[str]) -> tuple[str, ...]:
@@ -232,4 +201,4 @@ def _names(members: Iterable[str]) -> tuple[str, ...]:
 
 
 def _kind(expected: Rule) -> str:
-    return "a number" if isinstance(expected, Range) else "a list of names"
+    return "an estimate" if isinstance(expected, Range) else "a list of names"

@@ -1,24 +1,23 @@
 """Recording values in a chapter: verdict cards on the page and a results file on disk."""
 
 import datetime
-import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from html import escape
 from numbers import Integral
 from typing import Any
 
 import mechinterp
-from mechinterp.claims.expectations import Value, clean, describe, holds, show, to_json
+from mechinterp.claims.expectations import Outcome, describe, judge, to_json
 from mechinterp.claims.html import badge, card_html, table_html
+from mechinterp.claims.nulls import Null, measured
 from mechinterp.claims.registry import CLAIMS
 from mechinterp.claims.results import Entry, Results, read_results, results_path, write_results
 from mechinterp.claims.statement import Claim
+from mechinterp.claims.values import clean, show
 from mechinterp.files import check_writable
 from mechinterp.scales import SCALES, Scale
-
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -28,52 +27,66 @@ class Card:
     Attributes:
         claim: the claim.
         scale: where it was measured.
-        value: the cleaned value, None if not measured.
-        interval: `[lo, hi]` or a table of pairs.
-        verdict: `reproduced`, `not reproduced` or `paper scale only`.
-        note: a sentence by the chapter.
+        entry: value, null, verdict and reasons, as the results file has them.
     """
 
     claim: Claim
     scale: Scale
-    value: Value | None
-    interval: Any
-    verdict: str
-    note: str = ""
+    entry: Entry
 
     @property
-    def expected(self) -> str:
-        """The expectation at this scale, in words."""
-        rule = self.claim.expected(self.scale)
-        return "—" if rule is None else describe(rule)
-
-    def entry(self) -> Entry:
-        """The card as it stands in a results file."""
-        return Entry(
-            value=self.value,
-            interval=self.interval,
-            expected=to_json(self.claim.expected(self.scale)),
-            verdict=self.verdict,
-            note=self.note,
-        )
+    def verdict(self) -> str:
+        """One of the six."""
+        return self.entry.verdict
 
     def __str__(self) -> str:
-        measured = show(self.value, self.interval) if self.value is not None else "not measured"
-        note = f" ({self.note})" if self.note else ""
-        return (
-            f"{self.claim.id} {self.verdict}: {self.claim.statement}. Paper: {self.claim.paper_value}. "
-            f"Here ({self.scale}): {measured}; expected {self.expected}.{note}"
-        )
+        rows = "; ".join(f"{name}: {text}" for name, text in card_rows(self.claim, {self.scale: self.entry}))
+        note = f" ({self.entry.note})" if self.entry.note else ""
+        return f"{self.claim.id} {self.verdict}: {self.claim.statement}. {rows}.{note}"
 
     def _repr_html_(self) -> str:
-        paper = f"{self.claim.paper_value} ({self.claim.where})"
-        rows = [
-            ("paper", paper + (" — unverified" if self.claim.unverified else "")),
-            (f"expected at {self.scale} scale", self.expected),
-            ("measured", show(self.value, self.interval)),
-            ("how", self.claim.measure),
-        ]
-        return card_html(self.claim.id, self.claim.statement, self.verdict, rows, self.note)
+        rows = card_rows(self.claim, {self.scale: self.entry})
+        return card_html(self.claim.id, self.claim.statement, self.verdict, rows, self.entry.note)
+
+
+def decide(outcome: Outcome, null: Null | None) -> tuple[Outcome, str]:
+    """The verdict, and why where the value alone does not tell."""
+    if outcome == "undecided":
+        return outcome, "the interval crosses a bound, or the set does not recur"
+    if outcome == "reproduced" and null is None:
+        return "undecided", "its null has not been measured"
+    if outcome == "reproduced" and null is not None and not null.fails:
+        return "undecided", "the null meets the expectation as well"
+    return outcome, ""
+
+
+def card_rows(claim: Claim, entries: Mapping[Scale, Entry]) -> list[tuple[str, str]]:
+    """What a card says: paper, and for each scale expectation, value, null and the reason of the verdict."""
+    rows = [("paper", f"{claim.paper_value} ({claim.where})" + (", unverified" if claim.unverified else ""))]
+    rows += [("how", claim.measure)]
+    for scale, entry in entries.items():
+        rule, several = claim.expected(scale), f"{scale}: " if len(entries) > 1 else ""
+        if rule is not None:
+            rows.append((f"{several}expected", describe(rule)))
+        if entry.value is not None:
+            rows.append((f"{several}measured", show(entry.value, counted=True)))
+        if entry.null is not None:
+            value = "" if entry.null.value is None else f"{show(entry.null.value, counted=True)}; "
+            rows.append((f"{several}null", f"{value}meets the expectation {_often(entry.null.passes)}"))
+        if len(entries) > 1:
+            rows.append((f"{several}verdict", entry.verdict))
+        if entry.why:
+            rows.append((f"{several}why", entry.why))
+        if scale == "lab" and claim.trained_for:
+            rows.append((f"{several}trained for", "the model's training text contains it: no evidence"))
+    rows.append(("null asked for", claim.null))
+    if claim.seen_before:
+        rows.append(("seen before", claim.seen_before))
+    return [*rows, *(("revised", str(revision)) for revision in claim.revised if revision.scale in entries)]
+
+
+def _often(passes: float) -> str:
+    return "never" if passes == 0 else "always" if passes == 1 else f"with probability {passes:.2g}"
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,7 @@ class Ledger:
 
     Args:
         chapter: `ioi`.
-        scale: `lab`, `paper` or `rehearsal`.
+        scale: `lab`, `laptop`, `paper` or `rehearsal`.
         model: name and sha256 of the weights, as `mechinterp.models.describe` gives them.
         seed, device: of the run.
 
@@ -141,56 +154,60 @@ class Ledger:
                 for id, entry in earlier.claims.items():
                     self._results = self._results.with_entry(id, entry)
 
-    def record(self, id: str, value: Any, interval: Any = None, note: str = "") -> Card:
-        """Judge a value, write the results file and return the card.
+    def record(self, id: str, value: Any, *, null: Any = None, note: str = "") -> Card:
+        """Judge a value against its expectation and its null, write the results file and return the card.
+
+        The whole interval decides. A claim that holds is *undecided* if its null was not measured or holds as well.
 
         Args:
             id: `IOI-15`.
-            value: a number, a list of heads, or a table of those with the rows of the claim.
-            interval: (lo, hi) of a number; for a table or a list of heads a dict of such pairs by
-                row or head. The interval of a skewed statistic (a minimum) need not contain the value.
+            value: an `Estimate`; a list of heads or names, or a `Found`; or a table of those with the claim's rows.
+            null: what the claim's null or positive control gives: one value of the same shape (or some rows of it),
+                draws (twenty numbers or more, by row in a table), or a `Chance`.
             note: a sentence on how it was measured.
 
-        Errors: `ValueError` for an unknown id, a value that is not finite or has another shape than
-            the claim, or an interval whose ends are not finite and in order.
+        Errors: `ValueError` for an unknown id, a bare number, a value or null of another shape than the claim, or a
+            scale whose expectation has not been stated.
         """
         claim = self._claim(id)
+        expected = claim.expected(self.scale)
+        if expected is None and not claim.why_not(self.scale):
+            raise ValueError(f"{id}: state the expectation for {self.scale} scale before you measure it")
         try:
             cleaned = clean(value)
-            expected = claim.expected(self.scale)
-            # The shape is checked against the paper's expectation where the lab has none.
-            met = holds(claim.paper if expected is None else expected, cleaned)
-            pairs = _clean_interval(interval, cleaned)
+            if expected is None:
+                return self._keep(claim, Entry(cleaned, None, None, "not asked here", claim.why_not(self.scale), note))
+            outcome, against = judge(expected, cleaned), None if null is None else measured(expected, null)
         except ValueError as error:
             raise ValueError(f"{id}: {error}") from error
-        verdict = "paper scale only" if expected is None else "reproduced" if met else "not reproduced"
-        if expected is None:
-            note = note or claim.why_not_lab
-        return self._keep(Card(claim, self.scale, cleaned, pairs, verdict, note))
+        verdict, why = decide(outcome, against)
+        return self._keep(claim, Entry(cleaned, against, to_json(expected), verdict, why, note))
 
-    def not_here(self, id: str, reason: str) -> Card:
-        """Say why a claim cannot be measured in the lab model: the verdict is "paper scale only".
+    def absent(self, id: str, reason: str) -> Card:
+        """The rule that selects what the claim is about finds nothing: "absent here", which counts as red.
 
-        Errors: `ValueError` at paper scale and in a rehearsal of it, where every claim has a value.
+        Errors: `ValueError` for an unknown id, or no reason.
         """
         claim = self._claim(id)
-        if self.scale != "lab":
-            raise ValueError(f"{id} belongs to this scale ({self.scale}); measure it and record the value")
         if not reason:
             raise ValueError(f"{id}: give the reason in a sentence")
-        return self._keep(Card(claim, self.scale, None, None, "paper scale only", reason))
+        expected = claim.expected(self.scale)
+        verdict = "absent here" if expected is not None else "not asked here"
+        why = reason if expected is not None else claim.why_not(self.scale)
+        return self._keep(claim, Entry(None, None, to_json(expected), verdict, why))
 
     def table(self) -> Table:
-        """All claims of the chapter; those that this run has not recorded read "not run yet"."""
+        """All claims of the chapter, with those that this run has not recorded."""
         rows = []
         for claim in CLAIMS[self.chapter].values():
             card = self._cards.get(claim.id)
-            value = "—" if card is None else show(card.value, card.interval)
-            verdict = "not run yet" if card is None else card.verdict
+            value = "—" if card is None else show(card.entry.value)
+            open_ = "not asked here" if claim.why_not(self.scale) else "not run yet"
+            verdict = open_ if card is None else card.verdict
             rows.append((claim.id, claim.statement, f"{claim.paper_value} ({claim.where})", value, verdict))
-        count = sum(card.verdict == "reproduced" for card in self._cards.values())
-        caption = f"{count} of {len(rows)} claims reproduced at {self.scale} scale, {len(self._cards)} recorded."
-        return Table(caption, tuple(rows))
+        counts = {verdict: sum(row[-1] == verdict for row in rows) for _, _, _, _, verdict in rows}
+        caption = ", ".join(f"{counts[verdict]} {verdict}" for verdict in sorted(counts, key=lambda v: -counts[v]))
+        return Table(f"{len(rows)} claims at {self.scale} scale: {caption}.", tuple(rows))
 
     def _claim(self, id: str) -> Claim:
         claims = CLAIMS[self.chapter]
@@ -198,44 +215,13 @@ class Ledger:
             raise ValueError(f"unknown claim {id!r} of chapter {self.chapter}; it has {', '.join(claims)}")
         return claims[id]
 
-    def _keep(self, card: Card) -> Card:
-        self._cards[card.claim.id] = card
-        self._results = Results(
-            **{
-                **vars(self._results),
-                "claims": self._results.claims | {card.claim.id: card.entry()},
-                "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-                "seconds": round(time.perf_counter() - self._started, 1),
-            }
+    def _keep(self, claim: Claim, entry: Entry) -> Card:
+        card = self._cards[claim.id] = Card(claim, self.scale, entry)
+        self._results = replace(
+            self._results.with_entry(claim.id, entry),
+            date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+            seconds=round(time.perf_counter() - self._started, 1),
         )
         if self.scale != "rehearsal":
             write_results(self._results)
         return card
-
-
-def _clean_interval(interval: Any, value: Value) -> Any:
-    if interval is None:
-        return None
-    if isinstance(interval, Mapping):
-        if isinstance(value, float):
-            raise ValueError(f"the interval of a number is one pair, got a table with the rows {sorted(interval)}")
-        if isinstance(value, dict) and not {str(k) for k in interval} <= _labels(value):
-            raise ValueError(f"interval rows {sorted(map(str, interval))} are not all among {sorted(_labels(value))}")
-        return {str(key): _pair(pair) for key, pair in interval.items()}
-    if not isinstance(value, float):
-        raise ValueError("the interval of a table or a list of heads is a dict of pairs, by row or head")
-    return _pair(interval)
-
-
-def _labels(value: dict[str, Any]) -> set[str]:
-    return set(value) | {name for leaf in value.values() if isinstance(leaf, list) for name in leaf}
-
-
-def _pair(pair: Sequence[Any]) -> list[float]:
-    try:
-        lo, hi = (float(end) for end in pair)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"an interval is a pair (lo, hi), not {pair!r}") from error
-    if not (math.isfinite(lo) and math.isfinite(hi) and lo <= hi):
-        raise ValueError(f"an interval needs finite ends in order, got ({lo}, {hi})")
-    return [float(f"{end:.6g}") for end in (lo, hi)]

@@ -10,31 +10,35 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from mechinterp.claims.nulls import Null
+from mechinterp.claims.values import Value, from_json, to_json
 from mechinterp.files import atomic_write
 from mechinterp.scales import SCALES
 
-SCHEMA = 1
-VERDICTS = ("reproduced", "not reproduced", "paper scale only")
+SCHEMA = 2
+VERDICTS = ("reproduced", "not reproduced", "undecided", "absent here", "not asked here")
 _FIELDS = ("schema", "chapter", "scale", "version", "model", "device", "seed", "date", "seconds", "claims")
-_ENTRY = ("value", "interval", "expected", "verdict", "note")
+_ENTRY = ("value", "null", "expected", "verdict", "why", "note")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a results file says about one claim, in plain JSON types.
+    """What a results file says about one claim.
 
     Attributes:
-        value: a number, a list of names, a table of those; None if it was not measured.
-        interval: `[lo, hi]`, a table of such pairs, or None.
+        value: an estimate, names, a table of those; None if it was not measured.
+        null: what the null or the positive control gave, or None.
         expected: what `Expectation.json` gave.
         verdict: one of `VERDICTS`.
-        note: a sentence on how it was measured or why it was not.
+        why: the reason of a verdict that the value alone does not explain.
+        note: a sentence on how it was measured.
     """
 
-    value: Any
-    interval: Any
+    value: Value | None
+    null: Null | None
     expected: Any
     verdict: str
+    why: str = ""
     note: str = ""
 
 
@@ -136,7 +140,7 @@ def write_results(results: Results, folder: Path | None = None) -> Path:
     path = results_path(results.chapter, results.scale, folder)
     data = {"schema": SCHEMA} | {name: getattr(results, name) for name in _FIELDS[1:-1]}
     data["claims"] = {
-        id: {name: getattr(entry, name) for name in _ENTRY}
+        id: {name: getattr(entry, name) for name in _ENTRY} | {"value": to_json(entry.value), "null": _null(entry.null)}
         for id, entry in sorted(results.claims.items(), key=_natural)
     }
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -184,11 +188,20 @@ def read_results(path: Path) -> Results:
         if lacks or entry["verdict"] not in VERDICTS:
             problem = f"lacks {', '.join(lacks)}" if lacks else f"has the verdict {entry['verdict']!r}"
             raise ValueError(f"{path}: claim {id} {problem}; {way_out}")
-        entries[id] = Entry(**{name: entry[name] for name in _ENTRY})
+        try:
+            null = entry["null"] and Null(from_json(entry["null"]["value"]), float(entry["null"]["passes"]))
+            typed = {"value": from_json(entry["value"]), "null": null}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: claim {id}: {error}; {way_out}") from error
+        entries[id] = Entry(**{name: entry[name] for name in _ENTRY} | typed)
     try:
         return Results(**{name: data[name] for name in _FIELDS[1:-1]}, claims=entries)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {way_out}") from error
+
+
+def _null(null: Null | None) -> Any:
+    return None if null is None else {"value": to_json(null.value), "passes": null.passes}
 
 
 def _natural(item: tuple[str, Any]) -> tuple[str, int, str]:

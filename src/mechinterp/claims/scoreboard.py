@@ -1,15 +1,18 @@
-"""The scoreboard page: paper, paper-scale run, lab run and verdict of every claim, from the results files."""
+"""The scoreboard: a cell a claim, coloured by its verdict, a row a chapter and scale; behind every cell its card."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Literal
 
-from mechinterp.claims.expectations import show
-from mechinterp.claims.html import MARKS, badge, table_html
+from mechinterp.claims.expectations import describe
+from mechinterp.claims.html import HUES, MARKS, STYLE, badge
+from mechinterp.claims.ledger import card_rows
 from mechinterp.claims.registry import CLAIMS
 from mechinterp.claims.results import Entry, Results, read_results, readable_folder, results_path
+from mechinterp.claims.statement import Claim
+from mechinterp.scales import SCALES, Scale
 
 TITLES = {
     "ioi": "The IOI circuit (Wang et al., 2022)",
@@ -19,21 +22,52 @@ TITLES = {
     "attention_output_saes": "Attention-output SAEs (Kissane et al., 2024)",
     "gated_vs_jumprelu": "Gated and JumpReLU SAEs (Rajamanoharan et al., 2024)",
 }
-HEADER = ("claim", "statement", "paper", "paper-scale run", "lab run", "verdict")
+SHOWN: tuple[Scale, ...] = tuple(scale for scale in SCALES if scale != "rehearsal")
 
 
 @dataclass(frozen=True)
-class Board:
-    """One chapter of the scoreboard, its cells as plain text."""
+class Chapter:
+    """One chapter of the board.
 
+    Attributes:
+        name, title: `ioi`, and what to print.
+        claims: in the paper's order.
+        runs: the results of each scale; None where it has not been run.
+    """
+
+    name: str
     title: str
-    caption: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    claims: tuple[Claim, ...]
+    runs: dict[Scale, Results | None]
+
+    def entry(self, claim: Claim, scale: Scale) -> Entry | None:
+        """What a scale's results say about a claim."""
+        run = self.runs[scale]
+        return None if run is None else run.claims.get(claim.id)
+
+    def verdict(self, claim: Claim, scale: Scale) -> str:
+        """One of the six."""
+        entry = self.entry(claim, scale)
+        if entry is not None:
+            return entry.verdict
+        return "not asked here" if claim.why_not(scale) else "not run yet"
+
+    def caption(self, scale: Scale) -> str:
+        """What was run, by whom, and how many claims got which verdict."""
+        run = self.runs[scale]
+        if run is None:
+            return "not run yet"
+        counts = Counter(self.verdict(claim, scale) for claim in self.claims)
+        told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in MARKS if counts[verdict])
+        trained = sum(scale == "lab" and claim.trained_for for claim in self.claims)
+        told += f"; {trained} trained for, no evidence" if trained else ""
+        return (
+            f"{run.model['name']} {run.model['sha256'][:12]}, {run.device}, {run.date}, version {run.version}: {told}"
+        )
 
 
-def board(folder: Path | None = None, chapters: Sequence[str] | None = None) -> list[Board]:
-    """The scoreboard as data, one part a chapter.
+def board(folder: Path | None = None, chapters: Sequence[str] | None = None) -> list[Chapter]:
+    """The scoreboard as data.
 
     Args:
         folder: the results folder; by default `results_folder()`, or where there is none, what came with the package.
@@ -41,90 +75,181 @@ def board(folder: Path | None = None, chapters: Sequence[str] | None = None) -> 
 
     Errors: `ValueError` for an unknown chapter, no such folder, or a results file that cannot be read.
     """
-    folder = readable_folder(folder)
-    parts = []
-    for chapter in chapters or CLAIMS:
-        if chapter not in CLAIMS:
-            raise ValueError(f"unknown chapter {chapter!r}; one of {', '.join(CLAIMS)}")
-        runs = {scale: _read(results_path(chapter, scale, folder)) for scale in ("paper", "lab")}
-        caption = " ".join(_summary(scale, run, len(CLAIMS[chapter])) for scale, run in runs.items())
-        rows = tuple(_row(chapter, id, runs) for id in CLAIMS[chapter])
-        parts.append(Board(TITLES.get(chapter, chapter), caption, HEADER, rows))
+    folder, parts = readable_folder(folder), []
+    for name in chapters or CLAIMS:
+        if name not in CLAIMS:
+            raise ValueError(f"unknown chapter {name!r}; one of {', '.join(CLAIMS)}")
+        paths = {scale: results_path(name, scale, folder) for scale in SHOWN}
+        runs = {scale: read_results(path) if path.exists() else None for scale, path in paths.items()}
+        parts.append(Chapter(name, TITLES.get(name, name), tuple(CLAIMS[name].values()), runs))
     return parts
 
 
 def scoreboard(
-    folder: Path | None = None,
-    *,
-    chapters: Sequence[str] | None = None,
-    style: Literal["markdown", "html"] = "markdown",
+    folder: Path | None = None, chapters: Sequence[str] | None = None, pages: Mapping[str, str] | None = None
 ) -> str:
-    """All claims of the book with what is known about each; "not run yet" where that is the truth.
+    """The board as HTML that needs no script and no style sheet of the page: filters are CSS, cards are popovers.
 
     Args:
-        folder, chapters: as for `board`.
-        style: markdown pipe tables, or HTML that needs no style sheet.
-
-    Errors: as `board`.
+        folder, chapters: as `board`, with its errors.
+        pages: where a chapter's page is, by the chapter's name.
     """
-    if style not in ("markdown", "html"):
-        raise ValueError(f"style must be markdown or html, not {style!r}")
-    return "\n\n".join((_html if style == "html" else _markdown)(part) for part in board(folder, chapters)) + "\n"
-
-
-def _html(part: Board) -> str:
-    cells = [[escape(cell) for cell in row[:-1]] + [_badges(row[-1])] for row in part.rows]
-    return f"<h2>{escape(part.title)}</h2>\n" + table_html(part.caption, part.header, cells)
-
-
-def _markdown(part: Board) -> str:
-    lines = ["| " + " | ".join(_marked(cell) for cell in row) + " |" for row in part.rows]
-    rule = "|" + " --- |" * len(part.header)
-    return "\n".join([f"## {part.title}", "", part.caption, "", "| " + " | ".join(part.header) + " |", rule, *lines])
-
-
-def _read(path: Path) -> Results | None:
-    return read_results(path) if path.exists() else None
-
-
-def _summary(scale: str, run: Results | None, total: int) -> str:
-    name = {"paper": "Paper scale", "lab": "Lab scale"}[scale]
-    if run is None:
-        return f"{name}: not run yet."
-    counts = [sum(entry.verdict == verdict for entry in run.claims.values()) for verdict in list(MARKS)[:3]]
-    hash_ = run.model["sha256"][:12]
+    parts, pages = board(folder, chapters), pages or {}
+    total = Counter(part.verdict(c, scale) for part in parts for scale in SHOWN for c in part.claims)
+    verdicts = {
+        verdict: f'<b class="mi-{_slug(verdict)}">{mark}</b> {verdict} {total[verdict]}'
+        for verdict, mark in MARKS.items()
+    }
+    filters = _filter("verdict", verdicts) + _filter("scale", {scale: str(scale) for scale in SHOWN})
+    rows = "".join(_chapter(part, pages.get(part.name)) for part in parts)
+    cards = "".join(_card(part, claim, pages.get(part.name)) for part in parts for claim in part.claims)
     return (
-        f"{name} ({run.date}, version {run.version}, model {run.model['name']} {hash_}, {run.device}): "
-        f"{counts[0]} reproduced, {counts[1]} not reproduced, {counts[2]} paper scale only, "
-        f"{total - len(run.claims)} not run yet."
+        f'<style>{STYLE}</style><div class="mi-board">{_bars(parts)}<form class="mi-filters">{filters}{LEGEND}</form>'
+        f'{rows}<p class="mi-none">No claim has this verdict here.</p>{cards}</div>\n'
     )
 
 
-def _row(chapter: str, id: str, runs: dict[str, Results | None]) -> tuple[str, ...]:
-    claim = CLAIMS[chapter][id]
-    entries = {scale: run.claims.get(id) if run else None for scale, run in runs.items()}
-    paper = f"{claim.paper_value} ({claim.where})" + (" — unverified" if claim.unverified else "")
-    verdicts = "; ".join(f"{scale}: {_verdict(entry)}" for scale, entry in entries.items())
-    return id, claim.statement, paper, _value(entries["paper"]), _value(entries["lab"]), verdicts
+def summary(folder: Path | None = None, chapters: Sequence[str] | None = None, page: str = "scoreboard.html") -> str:
+    """The board in small: how many claims of each scale got which verdict, and a dot a claim of every run.
+
+    Args:
+        folder, chapters: as `board`, with its errors.
+        page: where the board is.
+    """
+    parts = board(folder, chapters)
+    rows = "".join(
+        f'<div class="mi-part"><a href="{escape(page, quote=True)}#board-{part.name}">{escape(part.title)}</a>'
+        f"{''.join(_dots(part, scale) for scale in SHOWN if part.runs[scale]) or '<div>not run yet</div>'}</div>"
+        for part in parts
+    )
+    return f'<style>{STYLE}</style><div class="mi-small">{_bars(parts)}{rows}</div>\n'
 
 
-def _verdict(entry: Entry | None) -> str:
-    return "not run yet" if entry is None else entry.verdict
+LEGEND = (
+    '<p class="mi-legend">A hollow <span class="mi-reproduced mi-trained">&nbsp;✓&nbsp;</span> was trained for: the '
+    "lab model's training text contains the behaviour, so it is no evidence. Choose a cell to read its card.</p>"
+)
 
 
-def _value(entry: Entry | None) -> str:
-    if entry is None:
-        return "not run yet"
-    note = f" ({entry.note})" if entry.note else ""
-    return (show(entry.value, entry.interval) if entry.value is not None else "not measured") + note
+def _bars(parts: Sequence[Chapter]) -> str:
+    """Counts of each scale, as a bar."""
+    bars = ""
+    for scale in SHOWN:
+        counts = Counter(
+            (verdict, _trained(claim, scale, verdict))
+            for part in parts
+            for claim in part.claims
+            for verdict in [part.verdict(claim, scale)]
+        )
+        pieces = "".join(
+            f'<span class="{_class(verdict, trained)}" style="flex-grow:{n}" '
+            f'title="{n} {verdict}{", trained for: no evidence" * trained}">{MARKS[verdict]} {n}</span>'
+            for verdict in MARKS
+            for trained in (False, True)
+            if (n := counts[verdict, trained])
+        )
+        told = ", ".join(f"{n} {verdict}{' but trained for' * trained}" for (verdict, trained), n in counts.items())
+        bars += f'<b>{scale}</b><div class="mi-bar" role="img" aria-label="{scale}: {told}">{pieces}</div>'
+    return f'<div class="mi-bars">{bars}</div>'
 
 
-def _badges(verdicts: str) -> str:
-    pairs = (part.split(": ", 1) for part in verdicts.split("; "))
-    return "<br>".join(f"{escape(scale)} {badge(verdict)}" for scale, verdict in pairs)
+def _dots(part: Chapter, scale: Scale) -> str:
+    dots = "".join(
+        f'<span class="{_class(verdict, _trained(claim, scale, verdict))}" '
+        f'title="{escape(f"{claim.id}: {verdict}. {claim.statement}", quote=True)}">{MARKS[verdict]}</span>'
+        for claim in part.claims
+        for verdict in [part.verdict(claim, scale)]
+    )
+    told = escape(part.caption(scale), quote=True)
+    return f'<div><b>{scale}</b><span class="mi-dots" role="img" aria-label="{told}">{dots}</span></div>'
 
 
-def _marked(cell: str) -> str:
-    for character in ("\\", "|", "<", ">", "*", "_", "$"):
-        cell = cell.replace(character, "\\" + character)
-    return cell.replace("\n", " ")
+def _trained(claim: Claim, scale: Scale, verdict: str) -> bool:
+    return scale == "lab" and claim.trained_for and verdict == "reproduced"
+
+
+def _class(verdict: str, trained: bool) -> str:
+    return f"mi-{_slug(verdict)}{' mi-trained' * trained}"
+
+
+def _filter(name: str, options: dict[str, str]) -> str:
+    """Radio buttons; the style sheet hides what the chosen one leaves out."""
+    chosen = {"": "all"} | options
+    radios = "".join(
+        f'<label><input type="radio" name="mi-{name}" value="{_slug(value)}"{" checked" * (not value)}>{text}</label>'
+        for value, text in chosen.items()
+    )
+    return f"<fieldset><legend>{name}</legend>{radios}</fieldset>"
+
+
+def _chapter(part: Chapter, page: str | None) -> str:
+    rows = "".join(
+        f'<div class="mi-row" data-scale="{scale}"><div class="mi-scale">{scale}</div><div class="mi-cells">'
+        + "".join(_cell(part, claim, scale) for claim in part.claims)
+        + "</div>"
+        + (f'<div class="mi-run">{escape(part.caption(scale))}</div>' if part.runs[scale] else "")
+        + "</div>"
+        for scale in SHOWN
+    )
+    return f'<section class="mi-chapter" id="board-{part.name}"><h2>{_link(part.title, page)}</h2>{rows}</section>'
+
+
+def _cell(part: Chapter, claim: Claim, scale: Scale) -> str:
+    verdict = part.verdict(claim, scale)
+    trained = _trained(claim, scale, verdict)
+    words = f"{claim.id} at {scale} scale: {verdict}{', trained for' * trained}. {claim.statement}"
+    return (
+        f'<button type="button" class="mi-cell {_class(verdict, trained)}" popovertarget="{_id(part, claim)}" '
+        f'title="{escape(words, quote=True)}" aria-label="{escape(words, quote=True)}">'
+        f"<span>{MARKS[verdict]}</span><small>{escape(claim.id.rpartition('-')[2])}</small></button>"
+    )
+
+
+def _card(part: Chapter, claim: Claim, page: str | None) -> str:
+    """The claim, and under it every scale: verdict, what was expected and measured, and whose run it was."""
+    everywhere, id = card_rows(claim, {}), _id(part, claim)
+    scales = "".join(
+        f'<h3 style="--hue:{HUES[verdict]}">{scale} {badge(verdict)}</h3>{_list(rows)}'
+        for scale in SHOWN
+        for verdict, rows in [_at(part, claim, scale, everywhere)]
+    )
+    return (
+        f'<div popover id="{id}" class="mi-popover" role="dialog" aria-label="{escape(claim.id, quote=True)}">'
+        f'<button type="button" class="mi-close" popovertarget="{id}" popovertargetaction="hide" autofocus '
+        f'aria-label="close">×</button>'
+        f"<p><b>{escape(claim.id)}</b> {escape(claim.statement)}. <i>{_link(part.title, page)}</i></p>"
+        f"{_list(everywhere)}{scales}</div>"
+    )
+
+
+def _at(
+    part: Chapter, claim: Claim, scale: Scale, everywhere: Sequence[tuple[str, str]]
+) -> tuple[str, list[tuple[str, str]]]:
+    """A scale's verdict and the rows of a card that are its own."""
+    entry, run, verdict = part.entry(claim, scale), part.runs[scale], part.verdict(claim, scale)
+    if entry is None or run is None:
+        rule, why = claim.expected(scale), claim.why_not(scale)
+        rows = [("why", why)] if why else [("expected", describe(rule) if rule is not None else "not stated yet")]
+        return verdict, rows
+    rows = [row for row in card_rows(claim, {scale: entry}) if row not in everywhere]
+    if entry.note:
+        rows.append(("note", entry.note))
+    took = f", {run.seconds:.0f} s" if run.seconds else ""
+    whose = f"{run.model['name']} (sha256 {run.model['sha256'][:12]}) on {run.device}, {run.date}{took}"
+    return verdict, [*rows, ("run", f"{whose}, version {run.version}, seed {run.seed}")]
+
+
+def _list(rows: Sequence[tuple[str, str]]) -> str:
+    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows) + "</dl>"
+
+
+def _link(text: str, page: str | None) -> str:
+    return f'<a href="{escape(page, quote=True)}">{escape(text)}</a>' if page else escape(text)
+
+
+def _id(part: Chapter, claim: Claim) -> str:
+    return f"card-{part.name}-{claim.id}"
+
+
+def _slug(verdict: str) -> str:
+    return verdict.replace(" ", "-")

@@ -15,7 +15,7 @@ from mechinterp.copy_suppression.recording import head_means, records
 from mechinterp.heads import Head, check_heads
 from mechinterp.patching.checks import check_text
 from mechinterp.patching.engine import trace
-from mechinterp.stats import bootstrap
+from mechinterp.stats import Estimate, mean, share
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,9 @@ class Paths:
     direct: Float[Tensor, "doc pos"]
     indirect: Float[Tensor, "doc pos"]
 
-    def increase(self, path: str) -> tuple[float, tuple[float, float]]:
-        """Mean increase of the loss by ablating `path` (ablated, direct, indirect), and its interval over documents."""
-        change = (getattr(self, path) - self.clean).mean(1)
-        return change.mean().item(), bootstrap(change)
+    def increase(self, path: str) -> Estimate:
+        """Mean increase of the loss by ablating `path` (ablated, direct, indirect), over documents."""
+        return mean((getattr(self, path) - self.clean).mean(1), unit="documents")
 
 
 @torch.no_grad()
@@ -110,11 +109,12 @@ class Cases:
     all_three: Bool[Tensor, "doc pos"]
     source: Int[Tensor, "doc pos"]
 
-    def share(self, top: float = 0.05) -> tuple[float, tuple[float, float]]:
-        """Share of the `top` tokens by increase of the loss that are copy suppression, with an interval over tokens."""
-        increase, passed = self.increase.flatten(), self.all_three[:, :-1].flatten().float()
-        chosen = passed[increase.topk(max(1, int(top * len(increase)))).indices]
-        return chosen.mean().item(), bootstrap(chosen)
+    def share(self, top: float = 0.05) -> Estimate:
+        """Share of the `top` tokens by increase of the loss that are copy suppression, over documents."""
+        increase = self.increase.flatten()
+        chosen = increase.topk(max(1, int(top * len(increase)))).indices
+        passed = self.all_three[:, :-1].flatten()[chosen].float()
+        return share(passed, unit="documents", clusters=chosen // self.increase.shape[1])
 
 
 @torch.no_grad()
@@ -160,17 +160,17 @@ class AttendedPairs:
 
     Attributes:
         rank: 1 if attending there lowers the source's own token most.
-        token: the source. `lowest`: the token that is lowered most.
+        token: the source. `lowest`: the token that is lowered most. `document`: the row of text.
     """
 
     rank: Int[Tensor, " pair"]
     token: Int[Tensor, " pair"]
     lowest: Int[Tensor, " pair"]
+    document: Int[Tensor, " pair"]
 
-    def share(self, k: int = 10) -> tuple[float, tuple[float, float]]:
-        """Share of pairs whose source is among the k most lowered tokens, with its interval."""
-        hit = (self.rank <= k).float()
-        return hit.mean().item(), bootstrap(hit)
+    def share(self, k: int = 10) -> Estimate:
+        """Share of pairs whose source is among the k most lowered tokens, over documents."""
+        return share((self.rank <= k).float(), unit="documents", clusters=self.document)
 
 
 @torch.no_grad()
@@ -181,19 +181,19 @@ def attended_pairs(model: Any, tokens: Int[Tensor, "doc pos"], head: Head, *, th
     """
     [(layer, index)] = check_heads(model, [head])
     write = _writes(model, Head(layer, index))
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for record in records(model, tokens, [layer]):
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    for number, record in enumerate(records(model, tokens, [layer])):
         _, source = (record.pattern[layer][index] > threshold).nonzero(as_tuple=True)
         # What a source adds does not depend on the destination but for a positive factor.
         where, back = source.unique(return_inverse=True)
         effect = record.v[layer][where, index] @ write
         own = effect.gather(1, record.tokens[where, None])
         rank, lowest = (effect < own).sum(1) + 1, effect.argmin(1)
-        parts.append((rank[back], record.tokens[source], lowest[back]))
-    rank, token, lowest = (torch.cat(x).cpu() for x in zip(*parts, strict=True))
+        parts.append((rank[back], record.tokens[source], lowest[back], torch.full_like(source, number)))
+    rank, token, lowest, document = (torch.cat(x).cpu() for x in zip(*parts, strict=True))
     if len(rank) == 0:
         raise ValueError(f"{Head(*head)} gives no token more than {threshold:.0%} of its attention in this text")
-    return AttendedPairs(rank, token, lowest)
+    return AttendedPairs(rank, token, lowest, document)
 
 
 @dataclass(frozen=True)

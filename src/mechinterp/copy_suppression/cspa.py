@@ -25,7 +25,7 @@ from mechinterp.anatomy import Anatomy
 from mechinterp.copy_suppression.recording import Record, head_means, records
 from mechinterp.heads import Head, check_heads
 from mechinterp.patching.checks import check_text
-from mechinterp.stats import bootstrap
+from mechinterp.stats import Estimate, ratio
 
 Part = Literal["both", "ov", "qk"]
 PARTS: tuple[Part, ...] = ("both", "ov", "qk")
@@ -58,23 +58,32 @@ class CSPA:
         pair = torch.stack([self.loss_of[part] - self.loss, self.ablated_loss - self.loss], -1)
         return pair if by == "loss" else pair.abs()
 
-    def explained(self, part: Part = "both", by: Measure = "kl") -> float:
-        """1 − D(CSPA) / D(mean ablation): 0 is as bad as no head, 1 as good as the head."""
-        return _explained(self.effects(part, by).mean(1)).item()
+    def explained(
+        self, part: Part = "both", by: Measure = "kl", *, where: Bool[Tensor, "doc pos"] | None = None
+    ) -> Estimate:
+        """1 − D(CSPA) / D(mean ablation), over documents: 0 is as bad as no head, 1 as good as the head.
 
-    def interval(self, part: Part = "both", by: Measure = "kl") -> tuple[float, float]:
-        """95 % bootstrap interval of `explained` over documents."""
-        return bootstrap(self.effects(part, by).mean(1), statistic=_explained)
+        Args:
+            where: count only these tokens.
+        """
+        pairs = self.effects(part, by)
+        kept = torch.ones_like(pairs[..., 0], dtype=torch.bool) if where is None else where
+        document = torch.arange(len(pairs))[:, None].expand_as(kept)[kept]
+        left, whole = pairs[kept].unbind(-1)
+        return ratio(left, whole, unit="documents", clusters=document).map(lambda x: 1 - x)
+
+    def most_affected(self, top: float) -> Bool[Tensor, "doc pos"]:
+        """The fraction `top` of all tokens with the largest effect of mean ablation, in KL."""
+        effect = self.ablated_kl.flatten()
+        marked = torch.zeros(len(effect), dtype=torch.bool)
+        marked[effect.topk(max(1, round(top * len(effect)))).indices] = True
+        return marked.view_as(self.ablated_kl)
 
     def percentiles(self, part: Part = "both", bins: int = 100) -> Float[Tensor, "bin two"]:
         """Mean KL of CSPA and of the mean ablation in bins of tokens sorted by the latter (Figure 5)."""
         pairs = self.effects(part).flatten(0, 1)
         ordered = pairs[pairs[:, 1].argsort()]
         return torch.stack([chunk.mean(0) for chunk in ordered.tensor_split(bins)])
-
-
-def _explained(pairs: Float[Tensor, "doc two"]) -> Tensor:
-    return 1 - pairs[:, 0].mean() / pairs[:, 1].mean()
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from mechinterp.heads import Head, check_heads
 from mechinterp.patching.checks import check_tokens
 from mechinterp.patching.direct import Written, written
 from mechinterp.patching.engine import Change, trace
-from mechinterp.stats import bootstrap
+from mechinterp.stats import Estimate, ratio
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,13 @@ class SelfRepair:
     heads: Float[Tensor, "layer head prompt"]
     mlps: Float[Tensor, "layer prompt"]
 
-    def share(self, heads: Sequence[Head]) -> tuple[float, tuple[float, float]]:
-        """Σ (y − x) of some heads over Σ (y − x) of all downstream components, with its interval over prompts."""
+    def share(
+        self, heads: Sequence[Head], *, unit: str = "prompts", clusters: Int[Tensor, " prompt"] | None = None
+    ) -> Estimate:
+        """Σ (y − x) of some heads over Σ (y − x) of all downstream components; units as in `mechinterp.stats.mean`."""
         some = torch.stack([self.heads[h] for h in heads]).sum(0)
         every = self.heads.sum((0, 1)) + self.mlps.sum(0)
-        pair = torch.stack([some, every], 1)
-        return _ratio(pair).item(), bootstrap(pair, statistic=_ratio)
-
-
-def _ratio(pair: Float[Tensor, "prompt two"]) -> Tensor:
-    return pair[:, 0].mean() / pair[:, 1].mean()
+        return ratio(some, every, unit=unit, clusters=clusters)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -88,6 +88,16 @@ class IOIDataset:
     group: Int[Tensor, " prompt"]
     names: Int[Tensor, " name"]
     kept: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def io_first(self) -> Bool[Tensor, " prompt"]:
+        """Whether the indirect object is the first name (ABBA)."""
+        return self.group % 2 == 0
+
+    @property
+    def template(self) -> Int[Tensor, " prompt"]:
+        """Index into `TEMPLATES`: what prompts resemble each other by."""
+        return self.group // 2
 
     def __repr__(self) -> str:
         words = "".join(f", {few} of {all_} {what}" for what, (few, all_) in self.kept.items())
@@ -198,7 +208,7 @@ def make(
     objects: Sequence[str] | None = None,
     pairs: Sequence[tuple[str, str]] | None = None,
     prepend_bos: bool = False,
-    insert: Literal["IO", "S"] | None = None,
+    insert: Literal["IO", "S", "other"] | None = None,
     prefix: str = "",
     context: int | None = None,
 ) -> IOIDataset:
@@ -213,7 +223,7 @@ def make(
             token. `places` and `objects` likewise. `kept` of the result says how many these are.
         pairs: draw {IO, S} from these unordered pairs instead.
         prepend_bos: start with the tokenizer's BOS token (GPT-2 was not trained with one; SmolLM2's is a chat mark).
-        insert: adversarial sentence naming IO or S between the two sentences (Figure 8); only
+        insert: adversarial sentence naming IO, S or a third person between the two sentences (Figure 8); only
             templates with a sentence break can be used.
         prefix: text in front of the prompt, ending in a space.
         context: the model's context length, to refuse longer prompts.
@@ -230,6 +240,8 @@ def make(
         raise ValueError(f"n must be at least 1, not {n}")
     if insert and not set(templates) <= set(TWO_SENTENCES):
         raise ValueError(f"insert needs templates with a sentence break: {TWO_SENTENCES}, not {tuple(templates)}")
+    if insert not in (None, "IO", "S", "other"):
+        raise ValueError(f"insert names IO, S or other, not {insert!r}")
     if prepend_bos and tokenizer.bos_token_id is None:
         raise ValueError("this tokenizer has no BOS token to start with; leave prepend_bos out")
     given = sorted({name for pair in pairs for name in pair}) if pairs is not None else names
@@ -259,7 +271,8 @@ def make(
         text = TEMPLATES[template].format(*pair, s, place=places[pick(len(places))], object=objects[pick(len(objects))])
         named = [*pair, s]
         if insert:
-            name = io if insert == "IO" else s
+            others = [name for name in people if name not in (io, s)]
+            name = {"IO": io, "S": s}.get(insert) or others[pick(len(others))]
             extra = INSERTS[pick(len(INSERTS))].format(name=name)
             text = text.replace(". ", f". {extra} ", 1)
             named.insert(2, name)

@@ -110,8 +110,14 @@ def neuron_frequencies(flat: Float[Tensor, " params"], shape: Shape) -> Neurons:
     )
 
 
-def _keep(table: Float[Tensor, "a b c"], frequencies: Sequence[int]) -> Float[Tensor, "a b c"]:
-    """The components cos, sin(w_k (a + b)) of the logits over inputs, for the given k."""
+def key_part(table: Float[Tensor, "a b c"], frequencies: Sequence[int]) -> Float[Tensor, "a b c"]:
+    """The components cos, sin(w_k (a + b)) of the logits over inputs, for the given k: a projection.
+
+    >>> s = torch.arange(7)[:, None] + torch.arange(7)
+    >>> table = (2 * torch.pi * 3 / 7 * s).cos()[:, :, None].expand(7, 7, 7)
+    >>> bool(torch.allclose(key_part(table, [3]), table, atol=1e-5)), bool(key_part(table, [2]).abs().max() < 1e-5)
+    (True, True)
+    """
     p = len(table)
     a, s = torch.meshgrid(*[torch.arange(p, device=table.device)] * 2, indexing="ij")
     by_sum = table[a, (s - a) % p].mean(0)  # mean over inputs with a + b = s: [s, c]
@@ -138,14 +144,14 @@ def restricted_loss(
     Args:
         which: pairs to average over, all by default.
     """
-    return _loss(_keep(table, key) + table.mean((0, 1)), which)
+    return _loss(key_part(table, key) + table.mean((0, 1)), which)
 
 
 def excluded_loss(
     table: Float[Tensor, "a b c"], key: Sequence[int], which: Int[Tensor, " pair"] | None = None
 ) -> float:
     """Loss (nats) if exactly those components are taken away; log p is a network that has nothing left."""
-    return _loss(table - _keep(table, key), which)
+    return _loss(table - key_part(table, key), which)
 
 
 def gini(values: Float[Tensor, " x"]) -> float:

@@ -23,7 +23,8 @@ from mechinterp.files import atomic_write
 from mechinterp.grokking.efficiency import scaling_exponent
 from mechinterp.grokking.fourier import all_logits, excluded_loss, neuron_frequencies, restricted_loss, trig_share
 from mechinterp.grokking.model import Shape
-from mechinterp.grokking.training import METRICS, Config, Run, Trained, join, train
+from mechinterp.grokking.runs import METRICS, Run
+from mechinterp.grokking.training import Config, State, Trained, join, train
 
 ScaleName = str
 RESULTS = Path(__file__).with_name("measured")
@@ -46,9 +47,14 @@ class Plan:
     random_sizes: tuple[int, ...]
     random_decays: tuple[float, ...]
     random_epochs: int
+    random_seeds: tuple[int, ...]
     semi_sizes: tuple[int, ...]
     semi_decay: float
     semi_epochs: int
+    plenty_size: int
+    scratch_sizes: tuple[int, ...]
+    scratch_epochs: int
+    undecayed_sizes: tuple[int, ...]
     noise: tuple[float, ...] = (0.1, 0.25)
 
 
@@ -67,9 +73,14 @@ PLANS = {
         random_sizes=(150, 300, 600, 1100, 1800),
         random_decays=(1.0, 2.0, 4.0),
         random_epochs=4000,
+        random_seeds=(0, 1, 2),
         semi_sizes=(650, 750, 850, 950),
         semi_decay=5.0,
         semi_epochs=16000,
+        plenty_size=2528,
+        scratch_sizes=(2400,),
+        scratch_epochs=4000,
+        undecayed_sizes=(150, 210, 300, 420, 590),
     ),
     "paper": Plan(
         shape=Shape(),
@@ -85,12 +96,29 @@ PLANS = {
         random_sizes=(600, 1000, 1600, 2600),
         random_decays=(0.5, 1.0, 2.0),
         random_epochs=5000,
+        random_seeds=(0, 1),
         semi_sizes=(1600, 2000),
         semi_decay=2.0,
         semi_epochs=20000,
+        plenty_size=11492,
+        scratch_sizes=(9000,),
+        scratch_epochs=6000,
+        undecayed_sizes=(390, 764),
     ),
 }
-SWEEPS = ("mainline", "grokked", "ungrokking", "memorising", "semigrokking", "noise")
+SWEEPS = (
+    "mainline",
+    "plenty",
+    "grokked",
+    "generalising",
+    "ungrokking",
+    "undecayed",
+    "memorising",
+    "semigrokking",
+    "noise",
+)
+FROM_GROKKED = ("ungrokking", "undecayed", "noise")
+"""Sweeps that go on from the networks of "grokked"."""
 
 
 def sweep(name: str, scale: ScaleName) -> tuple[list[Run], Config]:
@@ -110,6 +138,15 @@ def sweep(name: str, scale: ScaleName) -> tuple[list[Run], Config]:
         case "mainline":
             runs = [Run(plan.size, seed, plan.decay) for seed in plan.seeds]
             config = Config(plan.main_epochs, plan.shape, stop_accuracy=0.99, stop_after=plan.main_epochs // 8)
+        case "plenty":
+            runs = [Run(plan.plenty_size, seed, plan.decay) for seed in plan.seeds]
+            config = Config(1500, plan.shape, every=20, stop_accuracy=0.99)
+        case "generalising":
+            runs = [Run(size, seed, decay) for seed, decay in by_decay for size in plan.scratch_sizes]
+            config = Config(plan.scratch_epochs, plan.shape)
+        case "undecayed":
+            runs = [Run(size, seed, 0.0) for seed in plan.seeds for size in plan.undecayed_sizes]
+            config = Config(plan.ungrokking_epochs, plan.shape)
         case "grokked":
             runs = [Run(plan.grokked_size, seed, decay) for seed, decay in by_decay]
             config = Config(plan.grokked_epochs, plan.shape)
@@ -121,7 +158,7 @@ def sweep(name: str, scale: ScaleName) -> tuple[list[Run], Config]:
                 Run(size, seed, decay, random_labels=1.0)
                 for size in plan.random_sizes
                 for decay in plan.random_decays
-                for seed in plan.seeds[:2]
+                for seed in plan.random_seeds
             ]
             config = Config(plan.random_epochs, plan.shape)
         case "semigrokking":
@@ -138,24 +175,45 @@ def sweep(name: str, scale: ScaleName) -> tuple[list[Run], Config]:
     return runs, config
 
 
-def run_sweep(name: str, scale: ScaleName, folder: Path, *, device: str = "cpu") -> Trained:
+def run_sweep(
+    name: str, scale: ScaleName, folder: Path, *, seeds: Sequence[int] | None = None, device: str = "cpu"
+) -> Trained:
     """Train a named sweep, or go on with it, in `folder/scale/name/seed-N`: one more seed costs one more seed.
 
-    "ungrokking" and "noise" go on from the networks of "grokked" with the same seed and weight decay,
-    their Adam moments included; that sweep is trained first where it is missing.
+    The sweeps of `FROM_GROKKED` go on from the networks of "grokked" with the same seed and weight decay ("undecayed"
+    with the plan's), their Adam moments included; those networks are trained first where they are missing.
+
+    Args:
+        seeds: only runs of these seeds; all by default.
+
+    Errors: `ValueError` for seeds that the sweep does not have.
     """
     runs, config = sweep(name, scale)
-    grokked = run_sweep("grokked", scale, folder, device=device) if name in ("ungrokking", "noise") else None
-    groups = [[i for i, run in enumerate(runs) if run.seed == seed] for seed in sorted({run.seed for run in runs})]
+    known = {run.seed for run in runs}
+    if seeds is not None and not (seeds and set(seeds) <= known):
+        raise ValueError(f"sweep {name!r} has the seeds {sorted(known)}, not all of {list(seeds)}")
+    runs = [run for run in runs if seeds is None or run.seed in seeds]
+    if name not in FROM_GROKKED:
+        return _train(runs, config, None, folder / scale / name, device)
+    origins = [(run.seed, run.weight_decay or PLANS[scale].decay) for run in runs]
+    firsts, first_config = sweep("grokked", scale)
+    firsts = [run for run in firsts if (run.seed, run.weight_decay) in origins]
+    grokked = _train(firsts, first_config, None, folder / scale / "grokked", device)
+    rows = {(run.seed, run.weight_decay): i for i, run in enumerate(grokked.runs)}
+    return _train(runs, config, grokked.state.rows([rows[origin] for origin in origins]), folder / scale / name, device)
+
+
+def _train(runs: Sequence[Run], config: Config, start: State | None, folder: Path, device: str) -> Trained:
+    """Seed by seed, each with checkpoints of its own; networks of "grokked" also by weight decay."""
+    alone = folder.name == "grokked"
+    keys = [(run.seed, run.weight_decay if alone else None) for run in runs]
+    groups = [[i for i, key in enumerate(keys) if key == each] for each in dict.fromkeys(keys)]
     parts = []
     for group in groups:
-        own = [runs[i] for i in group]
-        start = None
-        if grokked is not None:
-            rows = {(run.seed, run.weight_decay): i for i, run in enumerate(grokked.runs)}
-            start = grokked.state.rows([rows[run.seed, run.weight_decay] for run in own])
-        where = folder / scale / name / f"seed-{own[0].seed}"
-        parts.append(train(own, config, start=start, folder=where, device=device))
+        first = runs[group[0]]
+        where = folder / f"seed-{first.seed}" / (f"decay-{first.weight_decay:g}" if alone else "")
+        own = start.rows(group) if start is not None else None
+        parts.append(train([runs[i] for i in group], config, start=own, folder=where, device=device))
     return join(runs, groups, parts)
 
 
@@ -218,13 +276,26 @@ def summary(trained: Trained, config: Config, *, points: int = 40) -> dict[str, 
     return {"config": asdict(config), "epochs": trained.epochs[shown].tolist(), "runs": runs}
 
 
-def export(scale: ScaleName, folder: Path, names: Sequence[str], *, device: str = "cpu") -> Path:
-    """Summarise finished sweeps of `folder` into the package's file of a scale; other sweeps in it stay."""
+def export(
+    scale: ScaleName, folder: Path, names: Sequence[str], *, seeds: Sequence[int] | None = None, device: str = "cpu"
+) -> Path:
+    """Summarise finished sweeps of `folder` into the package's file of a scale; other sweeps in it stay.
+
+    With `seeds` only their runs are new, and those of other seeds are the file's.
+    """
     path = RESULTS / f"{scale}.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     for name in names:
-        _, config = sweep(name, scale)
-        found[name] = summary(run_sweep(name, scale, folder, device=device), config)
+        runs, config = sweep(name, scale)
+        new = summary(run_sweep(name, scale, folder, seeds=seeds, device=device), config)
+        if seeds is not None:
+            old = found.get(name, {"runs": [], "epochs": new["epochs"]})
+            if old["epochs"] != new["epochs"]:
+                raise ValueError(f"the file's runs of {name!r} have other epochs: train all seeds")
+            own = {tuple(asdict(run).values()): None for run in runs}
+            known = {tuple(run[key] for key in asdict(runs[0])): run for run in [*old["runs"], *new["runs"]]}
+            new["runs"] = [known[settings] for settings in own if settings in known]
+        found[name] = new
     ordered = {name: found[name] for name in SWEEPS if name in found}
     path.parent.mkdir(exist_ok=True)
     # One run a line, so that a change of one run is one line.
@@ -240,6 +311,22 @@ class Measured:
     config: dict[str, Any]
     epochs: list[int]
     runs: list[dict[str, Any]]
+
+    def settled(self) -> list[dict[str, Any]]:
+        """Runs that trained for at least one decay time, 1 / (learning rate · weight decay), after they had grokked.
+
+        Before that their norm still falls from what it was when they memorised.
+        """
+        found = []
+        for run in self.runs:
+            if run["grok"] is None or run["weight_decay"] == 0:
+                continue
+            last = self.config["epochs"]
+            if self.config["stop_accuracy"] is not None:
+                last = min(last, run["grok"] + self.config["stop_after"])
+            if last - run["grok"] >= 1 / (self.config["lr"] * run["weight_decay"]):
+                found.append(run)
+        return found
 
     def table(
         self, metric: str, *, by: str = "size", over: str = "seed", **where: Any
@@ -257,6 +344,16 @@ class Measured:
             )
         values = [[float("nan") if cells[r, c] is None else float(cells[r, c]) for c in columns] for r in rows]
         return columns, torch.tensor(values, dtype=torch.float64)
+
+
+def made(scale: ScaleName) -> list[str]:
+    """Names of the sweeps that have been run at a scale and come with the package.
+
+    >>> "mainline" in made("paper")
+    True
+    """
+    path = RESULTS / f"{scale}.json"
+    return list(json.loads(path.read_text())) if path.exists() else []
 
 
 def measured(name: str, scale: ScaleName) -> Measured:
@@ -294,6 +391,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("scale", choices=list(PLANS))
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints")
     parser.add_argument("--only", nargs="+", choices=SWEEPS, default=list(SWEEPS))
+    parser.add_argument("--seeds", nargs="+", type=int, help="only these; the file's runs of other seeds stay")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all")
     parser.add_argument(
@@ -304,13 +402,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--export", action="store_true", help="write the summaries into the package")
     args = parser.parse_args(arguments)
+    # Before the first parallel region, so that all threads have it: without weight decay Adam's second moments become
+    # denormal numbers, and a step takes ten times as long.
+    torch.set_flush_denormal(True)
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.set_float32_matmul_precision(args.matmul)
     for name in args.only:
-        run_sweep(name, args.scale, args.out, device=args.device)
+        run_sweep(name, args.scale, args.out, seeds=args.seeds, device=args.device)
     if args.export:
-        print(export(args.scale, args.out, args.only, device=args.device))
+        print(export(args.scale, args.out, args.only, seeds=args.seeds, device=args.device))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ A generalising circuit says the right class with weight x = g₁ g₂, a memoris
 class in training, a wrong one at test time. Gradient descent lowers the train loss plus a penalty on their cost.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp
 
 import torch
@@ -49,6 +49,51 @@ class Course:
     mem: Float[Tensor, " step"]
     train_loss: Float[Tensor, " step"]
     test_loss: Float[Tensor, " step"]
+
+    def first_below(self, nats: float, *, test: bool = False) -> int:
+        """The first step at which the train (or test) loss is below `nats`; the number of steps if it never is."""
+        below = (self.test_loss if test else self.train_loss) < nats
+        return int(below.float().argmax()) if below.any() else len(below)
+
+    def grokking(self, nats: float = 1.0) -> dict[str, float]:
+        """What makes a run grok: the test loss when the train loss falls below `nats` ("memorised", worse than guessing
+        if only memory has learnt), how many times later the test loss does ("delay"), and the "final" test loss.
+        """
+        first = self.first_below(nats)
+        return {
+            "memorised": self.test_loss[min(first, len(self.test_loss) - 1)].item(),
+            "delay": self.first_below(nats, test=True) / max(first, 1),
+            "final": self.test_loss[-1].item(),
+        }
+
+
+def without_an_ingredient(each: int = 8, *, seed: int = 0) -> dict[str, list[Toy]]:
+    """Toys that lack one of the three ingredients, and whose other constants are the paper's within a factor of two.
+
+    - "nothing generalises": g₂ starts at 0, so the generalising circuit is never learnt;
+    - "memory is cheaper": the two costs are exchanged;
+    - "equally fast": g₂ starts where m₂ does.
+
+    >>> [len(toys) for toys in without_an_ingredient(3).values()]
+    [3, 3, 3]
+    """
+    paper, generator = Toy(), torch.Generator().manual_seed(seed)
+
+    def varied(x: float) -> float:
+        return x * 2 ** (2 * float(torch.rand((), generator=generator)) - 1)
+
+    def toys(slow: float, gen: float, mem: float) -> list[Toy]:
+        return [
+            Toy(alpha=varied(paper.alpha), cost_gen=gen, cost_mem=mem, start=(0.0, varied(slow), 0.0, varied(1.0)))
+            for _ in range(each)
+        ]
+
+    slow, gen, mem = paper.start[1], paper.cost_gen, paper.cost_mem
+    return {
+        "nothing generalises": toys(0.0, gen, mem),
+        "memory is cheaper": toys(slow, mem, gen),
+        "equally fast": [replace(toy, start=(0.0, toy.start[3], 0.0, toy.start[3])) for toy in toys(1.0, gen, mem)],
+    }
 
 
 def simulate(toy: Toy, steps: int = 30_000) -> Course:

@@ -17,21 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mechinterp.datasets.modular_addition import pairs, split
+from mechinterp.datasets.modular_addition import split
 from mechinterp.files import atomic_write
-from mechinterp.grokking.model import Shape, initial, logits, norm, unpack
-
-METRICS = ("train_loss", "test_loss", "train_accuracy", "test_accuracy", "norm", "train_logit")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run. `random_labels` is the fraction of its training pairs with labels drawn at random."""
-
-    size: int
-    seed: int = 0
-    weight_decay: float = 1.0
-    random_labels: float = 0.0
+from mechinterp.grokking.model import Shape, initial, logits, unpack
+from mechinterp.grokking.runs import METRICS, Data, Run, data_of, evaluate
 
 
 @dataclass(frozen=True)
@@ -114,63 +103,6 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
         return grad.mul_(upstream[:, None, None]), None, None
-
-
-@dataclass(frozen=True)
-class _Data:
-    """Training pairs of a stack, padded to the largest set, and masks for the evaluation."""
-
-    a: Int[Tensor, "runs batch"]
-    b: Int[Tensor, "runs batch"]
-    labels: Int[Tensor, "runs batch"]
-    share: Float[Tensor, "runs batch"]
-    table: Int[Tensor, "pairs 2"]
-    all_labels: Int[Tensor, "runs pairs"]
-    trained: Float[Tensor, "runs pairs"]
-
-    def rows(self, keep: Tensor) -> "_Data":
-        return _Data(
-            self.a[keep],
-            self.b[keep],
-            self.labels[keep],
-            self.share[keep],
-            self.table,
-            self.all_labels[keep],
-            self.trained[keep],
-        )
-
-
-def _data(runs: Sequence[Run], p: int, device: torch.device) -> _Data:
-    splits = [split(p, run.size, seed=run.seed, random_labels=run.random_labels) for run in runs]
-    table, widest = pairs(p), max(run.size for run in runs)
-    index = torch.zeros(len(runs), widest, dtype=torch.long)
-    share = torch.zeros(len(runs), widest, dtype=torch.float64)
-    trained = torch.zeros(len(runs), p**2, dtype=torch.bool)
-    for i, s in enumerate(splits):
-        index[i, : len(s.train)] = s.train
-        share[i, : len(s.train)] = 1 / len(s.train)
-        trained[i, s.train] = True
-    labels = torch.stack([s.labels for s in splits])
-    a, b = table[index].unbind(-1)
-    parts = (a, b, labels.gather(1, index), share, table, labels, trained)
-    return _Data(*(part.to(device) for part in parts))
-
-
-@torch.no_grad()
-def _evaluate(flat: Tensor, data: _Data, shape: Shape) -> Float[Tensor, "metrics runs"]:
-    """All `METRICS`, one run after another: a run's p² × p logits are enough memory."""
-    rows = []
-    for i in range(len(flat)):
-        a, b = data.table.T[:, None]
-        values = logits(unpack(flat[i : i + 1], shape), a, b)[0]
-        right = values.gather(-1, data.all_labels[i, :, None])[:, 0]
-        loss = values.double().logsumexp(-1) - right
-        correct = (values.argmax(-1) == data.all_labels[i]).double()
-        train, test = data.trained[i].double(), (~data.trained[i]).double()
-        mean = [(x * m).sum() / m.sum() for x in (loss, correct) for m in (train, test)]
-        centred = ((right - values.mean(-1)) * train).sum() / train.sum()
-        rows.append(torch.stack([*mean, norm(flat[i]).double(), centred]))
-    return torch.stack(rows, dim=1)
 
 
 def _stacks(runs: Sequence[Run], rows: int) -> list[list[int]]:
@@ -305,7 +237,7 @@ def _train_stack(
         full, history, epochs, ended, diverged, reached = _load(path, identity, device)
     epoch = epochs[-1] if epochs else 0
     bar.update(epoch * sum(run.size for run in runs))
-    everything = _data(runs, shape.p, device)
+    everything = data_of(runs, shape.p, device)
 
     alive = [i for i in range(len(runs)) if ended[i] < 0]
     stack = _Stack(full, alive, everything, runs, config)
@@ -314,7 +246,7 @@ def _train_stack(
     while alive and epoch <= config.epochs:
         if epoch % config.every == 0 and (not epochs or epoch > epochs[-1]):
             values = torch.full((len(METRICS), len(runs)), torch.nan, dtype=torch.float64)
-            values[:, alive] = _evaluate(stack.flat.detach(), stack.data, shape).cpu()
+            values[:, alive] = evaluate(stack.flat.detach(), stack.data, shape).cpu()
             history.append(values)
             epochs.append(epoch)
             stack.store(full, alive)
@@ -362,7 +294,7 @@ def _train_stack(
 class _Stack:
     """The runs still alive: parameters, optimiser and data, sliced out of the whole sweep."""
 
-    def __init__(self, full: State, alive: list[int], data: _Data, runs: list[Run], config: Config) -> None:
+    def __init__(self, full: State, alive: list[int], data: Data, runs: list[Run], config: Config) -> None:
         keep = torch.tensor(alive, dtype=torch.long, device=full.weights.device)
         state = full.rows(keep)
         self.config, self.data = config, data.rows(keep)

@@ -55,6 +55,10 @@ class PathPatch:
         """Relative change of the mean metric: −0.1 means that patching costs a tenth of it."""
         return self.patched.mean(-1) / self.clean.mean() - 1
 
+    def relative(self) -> Float[Tensor, "layer head prompt"]:
+        """Change of each prompt's metric over the mean clean metric: its mean over prompts is `effect()`."""
+        return (self.patched - self.clean) / self.clean.mean()
+
 
 @torch.no_grad()
 def path_patch(

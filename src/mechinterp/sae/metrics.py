@@ -4,7 +4,7 @@ All numbers are ratios of sums over tokens, so they are kept as sums by row of t
 rows again, since tokens of one row are not independent. Tokens to skip (BOS) are neither replaced nor counted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from mechinterp.sae.architectures import SAE
 from mechinterp.sae.sites import activations, logits
 from mechinterp.sae.store import skipped
-from mechinterp.stats import bootstrap
+from mechinterp.stats import Estimate, ratio
 
 Baseline = Literal["zero", "mean"]
 Name = Literal["l0", "fvu", "gamma", "delta_loss", "loss_recovered", "recovered_mean"]
@@ -66,28 +66,36 @@ class Quality:
 
         Errors: `ValueError` for an unknown name.
         """
-        return float(self._of(name, self.sums))
+        top, bottom, finish = self._parts(name)
+        return finish(float(top.sum() / bottom.sum()))
 
-    def interval(self, name: Name, *, n: int = 500, seed: int = 0) -> tuple[float, float]:
-        """95 % bootstrap interval over rows of text."""
-        return bootstrap(self.sums, lambda sums: self._of(name, sums), n=n, seed=seed)
+    def estimate(self, name: Name) -> Estimate:
+        """The same with its interval over rows of text. `ValueError` for a single row."""
+        top, bottom, finish = self._parts(name)
+        return ratio(top, bottom, unit="rows of text").map(finish)
 
-    def _of(self, name: Name, sums: Tensor) -> Tensor:
-        s = dict(zip(_COLUMNS, sums.double().sum(0), strict=True))
+    def _parts(self, name: Name) -> tuple[Tensor, Tensor, Callable[[float], float]]:
+        """Numerator and denominator by row, and what is made of their ratio."""
+        s = dict(zip(_COLUMNS, self.sums.double().T, strict=True))
         match name:
             case "l0":
-                return s["l0"] / s["tokens"]
+                return s["l0"], s["tokens"], float
             case "fvu":
-                return s["error"] / s["tokens"] / self.spread
+                return s["error"], s["tokens"], lambda x: x / self.spread
             case "gamma":
-                return s["out"] / s["product"]
+                return s["out"], s["product"], float
             case "delta_loss":
-                return (s["spliced"] - s["clean"]) / s["predicted"]
+                return s["spliced"] - s["clean"], s["predicted"], float
             case "loss_recovered":
-                return 1 - (s["spliced"] - s["clean"]) / (s["zero"] - s["clean"])
+                return s["spliced"] - s["clean"], s["zero"] - s["clean"], lambda x: 1 - x
             case "recovered_mean":
-                return 1 - (s["spliced"] - s["clean"]) / (s["mean"] - s["clean"])
+                return s["spliced"] - s["clean"], s["mean"] - s["clean"], lambda x: 1 - x
         raise ValueError(f"unknown measure {name!r}")
+
+    @property
+    def cost(self) -> Float[Tensor, " row"]:
+        """By row the summed increase in loss with the reconstruction in place, nats."""
+        return self.sums[:, _COLUMNS.index("spliced")] - self.sums[:, _COLUMNS.index("clean")]
 
     @property
     def dead(self) -> float:

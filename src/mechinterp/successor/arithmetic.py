@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mechinterp.anatomy import Anatomy
 from mechinterp.heads import Head, check_heads
+from mechinterp.stats import Estimate, share
 from mechinterp.successor.score import Class, head_logits, representations
 
 
@@ -23,9 +24,12 @@ class Grid:
     success: Bool[Tensor, "word residue"]
     possible: Bool[Tensor, "word residue"]
 
-    def share(self) -> float:
-        """Share of the possible cells that succeed."""
-        return self.success[self.possible].float().mean().item()
+    def share(self) -> Estimate:
+        """Share of the possible cells that succeed, over words.
+
+        Errors: `ValueError` if fewer than two words have such a cell.
+        """
+        return share(self.success[self.possible].float(), unit="words", clusters=self.possible.nonzero()[:, 0])
 
 
 @torch.no_grad()

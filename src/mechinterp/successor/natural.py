@@ -1,6 +1,5 @@
 """Where does a successor head matter on text, and what is it doing there? (Gould et al., section 4)"""
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from mechinterp.datasets.ordinals import HELD_OUT_TASK, TASKS
 from mechinterp.heads import Head, check_heads
 from mechinterp.patching.checks import check_text
 from mechinterp.patching.engine import trace
-from mechinterp.stats import bootstrap
+from mechinterp.stats import Estimate, population, share
 
 CATEGORIES = ("succession", "copying", "acronym", "greater-than", "other")
 
@@ -154,10 +153,9 @@ def category(attended: str, predicted: str) -> str:
 
 @dataclass(frozen=True)
 class Shares:
-    """How a head's winning cases divide into categories, with intervals over cases."""
+    """How a head's winning cases divide into categories, over documents; no interval if one document has them all."""
 
-    share: dict[str, float]
-    interval: dict[str, tuple[float, float]]
+    share: dict[str, Estimate]
     cases: int
     examples: dict[str, list[tuple[str, str]]]
 
@@ -174,9 +172,10 @@ def winning_cases(
     winning = direct_effects(model, tokens) if winning is None else winning
     won = winning.cases(head)
     kinds: list[str] = []
+    documents: list[int] = []
     seen: dict[str, list[tuple[str, str]]] = {name: [] for name in CATEGORIES}
     anatomy, place = check_text(model, tokens), ("pattern", head.layer)
-    for row, mask in zip(tokens, won, strict=True):
+    for number, (row, mask) in enumerate(zip(tokens, won, strict=True)):
         if not mask.any():
             continue
         got = trace(anatomy, row[None], lambda name, i, x: x if (name, i) == place else None, stop=head.layer + 1)
@@ -184,15 +183,16 @@ def winning_cases(
         for d in mask.nonzero()[:, 0].tolist():
             pair = model.tokenizer.decode([int(row[source[d]])]), model.tokenizer.decode([int(row[d + 1])])
             kinds.append(category(*pair))
+            documents.append(number)
             if len(seen[kinds[-1]]) < examples and pair not in seen[kinds[-1]]:
                 seen[kinds[-1]].append(pair)
     if not kinds:
         raise ValueError(f"{head} wins nowhere in this text; give more of it")
-    count = Counter(kinds)
-    flags = {kind: torch.tensor([float(k == kind) for k in kinds]) for kind in CATEGORIES}
-    return Shares(
-        {kind: count[kind] / len(kinds) for kind in CATEGORIES},
-        {kind: bootstrap(values) for kind, values in flags.items()},
-        len(kinds),
-        seen,
-    )
+    shares = {kind: _share([float(k == kind) for k in kinds], documents) for kind in CATEGORIES}
+    return Shares(shares, len(kinds), seen)
+
+
+def _share(flags: list[float], documents: list[int]) -> Estimate:
+    if len(set(documents)) < 2:
+        return population(sum(flags) / len(flags), len(flags), "cases")
+    return share(flags, unit="documents", clusters=documents)

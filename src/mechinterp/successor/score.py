@@ -21,7 +21,7 @@ from mechinterp.anatomy import Anatomy
 from mechinterp.attention import effective_embedding
 from mechinterp.datasets.ordinals import TASKS, Task, single_tokens
 from mechinterp.heads import Head, check_heads
-from mechinterp.stats import bootstrap
+from mechinterp.stats import Estimate, population
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,10 @@ class SuccessorScores:
         """Share of hits, of one task or of all pairs together."""
         return self._all(task).float().mean(-1)
 
-    def interval(self, head: Head, task: str | None = None) -> tuple[float, float]:
-        """95 % bootstrap interval over pairs."""
-        return bootstrap(self._all(task)[head].float())
+    def of(self, head: Head, task: str | None = None) -> Estimate:
+        """One head's score; the pairs of a list are all there are, so there is no interval."""
+        hits = self._all(task)[head].float()
+        return population(hits.mean(), len(hits), "pairs")
 
     def best(self, task: str | None = None) -> Head:
         """The head with the highest score."""

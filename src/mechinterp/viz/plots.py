@@ -88,7 +88,8 @@ def head_map(
         plot.update_layout(
             updatemenus=[{"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"}]
         )
-    return finish(plot, title, caption, height=130 + 30 * max(rows, 5))
+    # A model of thirty layers still fits a screen.
+    return finish(plot, title, caption, height=130 + (30 if rows <= 16 else 18) * max(rows, 5))
 
 
 def histogram(values: Float[Tensor, " sample"], *, x: str, title: str, caption: str, bins: int = 40) -> Figure:
@@ -125,30 +126,32 @@ def scatter(
 
 def bars(
     values: Mapping[str, Any],
-    intervals: Mapping[str, tuple[float, float]] | None = None,
     *,
     y: str,
     title: str,
     caption: str,
     groups: Mapping[str, str] | None = None,
 ) -> Figure:
-    """One horizontal bar a name, with its interval; bars of a group share a colour and a legend entry."""
+    """One horizontal bar a name; bars of a group share a colour and a legend entry.
+
+    `values` are numbers or `Estimate`s, which come with their interval.
+    """
     kinds = list(dict.fromkeys(groups.values())) if groups else [""]
     plot = go.Figure()
     for i, kind in enumerate(kinds):
         names = [n for n in values if not groups or groups[n] == kind]
         level = [float(values[n]) for n in names]
-        error = None
-        if intervals:
-            error = {
-                "type": "data",
-                "symmetric": False,
-                "array": [max(0.0, intervals[n][1] - v) for n, v in zip(names, level, strict=True)],
-                "arrayminus": [max(0.0, v - intervals[n][0]) for n, v in zip(names, level, strict=True)],
-                "color": INK,
-            }
+        ends = [getattr(values[n], "interval", None) or (v, v) for n, v in zip(names, level, strict=True)]
+        error = {
+            "type": "data",
+            "symmetric": False,
+            "array": [max(0.0, hi - v) for (_, hi), v in zip(ends, level, strict=True)],
+            "arrayminus": [max(0.0, v - lo) for (lo, _), v in zip(ends, level, strict=True)],
+            "color": INK,
+        }
+        drawn = error if any(lo < hi for lo, hi in ends) else None
         plot.add_bar(
-            y=names, x=level, error_x=error, orientation="h", name=kind, marker={"color": PALETTE[i % len(PALETTE)]}
+            y=names, x=level, error_x=drawn, orientation="h", name=kind, marker={"color": PALETTE[i % len(PALETTE)]}
         )
     # Under bars behind long names a long title in one line would leave a narrow figure.
     lines = wrap(y, 30) if len(y) > 34 else [y]
@@ -282,6 +285,7 @@ def circuit_graph(
     reads: Sequence[tuple[str, str]] = (
         ("previous token", "induction"),
         ("duplicate token", "S-inhibition"),
+        ("S2 informant", "S-inhibition"),
         ("induction", "S-inhibition"),
         ("S-inhibition", "name mover"),
         ("S-inhibition", "negative name mover"),
@@ -298,7 +302,7 @@ def circuit_graph(
         reads: (writing role, reading role) pairs to connect; absent roles are passed over.
     """
     nodes = getattr(nodes, "nodes", nodes)
-    order = {"previous token": 1, "duplicate token": 1, "induction": 2, "S-inhibition": 3}
+    order = {"previous token": 1, "duplicate token": 1, "S2 informant": 1, "induction": 2, "S-inhibition": 3}
     roles: dict[str, list[Head]] = {}
     for head, node in nodes.items():
         roles.setdefault(node.role, []).append(head)

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mechinterp.sae.study.rules import Rule, Search, apply_rules, contexts
-from mechinterp.stats import bootstrap
+from mechinterp.stats import Estimate, mean, share
 
 Measure = Literal["correlation", "auc", "fuzzing"]
 Scorer = Callable[[Float[Tensor, "prompt pos"]], "Explanation"]
@@ -173,26 +173,16 @@ def _auc(positive: Tensor, negative: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A value with its interval."""
-
-    value: float
-    interval: tuple[float, float]
-
-
-@dataclass(frozen=True)
 class Scores:
     """Explanations of latents of one SAE.
 
     Attributes:
         latents: which ones. `left_out`: how many were too rarely active, or always, to be scored.
-        seed: of the bootstrap.
     """
 
     latents: Int[Tensor, " latent"]
     explanations: tuple[Explanation, ...]
     left_out: int
-    seed: int = 0
 
     def values(self, measure: Measure = "correlation") -> Float[Tensor, " latent"]:
         """One measure of every latent."""
@@ -201,14 +191,12 @@ class Scores:
         return torch.tensor([getattr(e, measure) for e in self.explanations], dtype=torch.float64)
 
     def mean(self, measure: Measure = "correlation") -> Estimate:
-        """Mean over latents, with a 95 % bootstrap interval over latents."""
-        values = self.values(measure)
-        return Estimate(values.mean().item(), bootstrap(values, seed=self.seed))
+        """Mean over latents."""
+        return mean(self.values(measure), unit="latents")
 
     def share(self, above: float = 0.9, measure: Measure = "correlation") -> Estimate:
-        """Share of latents above a limit, by default the well simulated ones, with a bootstrap interval."""
-        passed = (self.values(measure) > above).double()
-        return Estimate(passed.mean().item(), bootstrap(passed, seed=self.seed))
+        """Share of latents above a limit, by default the well simulated ones."""
+        return share((self.values(measure) > above).double(), unit="latents")
 
 
 @dataclass(frozen=True)
@@ -233,7 +221,7 @@ class Study:
 
 
 def odds_ratio(successes: int, n: int, other_successes: int, other_n: int) -> Estimate:
-    """Odds ratio of two shares with Woolf's 95 % interval, exp(log OR ± 1.96 √(1/a + 1/b + 1/c + 1/d)).
+    """Odds ratio of two shares of latents, with Woolf's 95 % interval, exp(log OR ± 1.96 √(1/a + 1/b + 1/c + 1/d)).
 
     The same as a logistic regression on one binary variable. If a cell of the table is empty, one half is added to all
     (Haldane, Anscombe).
@@ -250,7 +238,7 @@ def odds_ratio(successes: int, n: int, other_successes: int, other_n: int) -> Es
         cells = [c + 0.5 for c in cells]
     a, b, c, d = cells
     value, width = a * d / (b * c), 1.959964 * math.sqrt(1 / a + 1 / b + 1 / c + 1 / d)
-    return Estimate(value, (value * math.exp(-width), value * math.exp(width)))
+    return Estimate(value, (value * math.exp(-width), value * math.exp(width)), n + other_n, "latents")
 
 
 def study(
@@ -317,7 +305,6 @@ def study(
             torch.tensor(chosen),
             tuple(results[name, i] for i in chosen),
             columns[name].shape[2] - len(usable[name]),
-            seed,
         )
         for name, chosen in by_name.items()
     }

@@ -271,7 +271,7 @@ def summary(trained: Trained, model: Any, sites: Mapping[str, Site]) -> dict[str
         saes.append(
             asdict(spec)
             | {name: _digits(value) for name, value in found.facts().items()}
-            | {"interval": {name: [_digits(x) for x in found.interval(name)] for name in INTERVALS}}
+            | {"interval": {name: [_digits(x) for x in found.estimate(name).interval or ()] for name in INTERVALS}}
             | {"over_1": _digits((density > 0.01).float().mean().item())}
             | {"over_10": _digits((density > 0.1).float().mean().item())}
             | {"density": bins.int().tolist()}

@@ -1,0 +1,163 @@
+"""Frozen pages: chapters executed on a real model take minutes each, so their outputs are committed.
+
+    python -m mechinterp.frozen [CHAPTER ...]
+
+executes every chapter, one by one, as whoever opens it would: at laptop scale, or at lab scale if it has nothing to say
+at that yet. It writes `results/laptop/pages/NN_name.ipynb` with what made it. A page that is up to date is passed over,
+so an interrupted run goes on where it stopped. The website shows these outputs under the notebook's own words. If the
+notebook's code is another, the page would show code that did not run, and is refused; if only the package has changed
+since, the page says so. A hash shows that a page is out of date, not that it is true: only executing it again shows
+that.
+"""
+
+import argparse
+import ast
+import datetime
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mechinterp
+from mechinterp.claims import CLAIMS
+from mechinterp.claims.results import project_root, read_results, results_path
+from mechinterp.files import atomic_write
+from mechinterp.notebooks import chapter_name, find_chapter, read, run
+from mechinterp.scales import Scale
+
+KEY = "mechinterp"
+LARGEST = 3_000_000
+"""Bytes that a page may have."""
+
+
+def code_hash(notebook: Any) -> str:
+    """sha256 of a notebook's code cells, in their order."""
+    return _sha([cell.source for cell in notebook.cells if cell.cell_type == "code"])
+
+
+def outputs_hash(notebook: Any) -> str:
+    """sha256 of what the code cells have printed and shown."""
+    return _sha([cell.outputs for cell in notebook.cells if cell.cell_type == "code"])
+
+
+def package_hash(folder: Path | None = None) -> str:
+    """sha256 of the package's code as syntax trees without docstrings: comments and words do not count.
+
+    >>> package_hash() == package_hash()
+    True
+    """
+    folder = Path(mechinterp.__file__).parent if folder is None else folder
+    return _sha([[path.relative_to(folder).as_posix(), _bare(path)] for path in sorted(folder.rglob("*.py"))])
+
+
+def page_path(notebook: Path) -> Path:
+    """Where a chapter's frozen page is: `results/laptop/pages/01_ioi.ipynb`."""
+    return notebook.resolve().parents[1] / "results" / "laptop" / "pages" / notebook.name
+
+
+def freeze(notebook: Path) -> Path:
+    """Execute a chapter as the website would and write its page, with its results beside it.
+
+    Errors: `ValueError` for a page of more than 3 MB, or a cell that fails (with its traceback).
+    """
+    from nbclient.exceptions import CellExecutionError
+
+    page, began = page_path(notebook), time.perf_counter()
+    os.environ |= {"MECHINTERP_SITE": "1", "MECHINTERP_RESULTS": str(page.parents[2]), "MECHINTERP_SCALE": "laptop"}
+    try:
+        executed = run(notebook, {})
+    except CellExecutionError as error:
+        raise ValueError(f"{notebook.name} failed\n{error}") from error
+    for cell in executed.cells:
+        cell.metadata.pop("execution", None)
+    executed.metadata[KEY] = {
+        **made_of(read(notebook)),
+        "outputs": outputs_hash(executed),
+        "version": mechinterp.__version__,
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "seconds": round(time.perf_counter() - began),
+        "model": read_results(results_path(chapter_name(notebook), scale(chapter_name(notebook)))).model["sha256"],
+    }
+    text = json.dumps(executed, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    if len(text.encode()) > LARGEST:
+        raise ValueError(f"{page.name} would have {len(text.encode()) / 1e6:.1f} MB; {LARGEST / 1e6:.0f} are allowed")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(page, text.encode())
+    return page
+
+
+def made_of(notebook: Any) -> dict[str, str]:
+    """Hashes of what a page depends on: the notebook's code, the package's, the lock file."""
+    root = project_root()
+    lock = b"" if root is None else (root / "requirements.lock").read_bytes()
+    return {"code": code_hash(notebook), "package": package_hash(), "lock": hashlib.sha256(lock).hexdigest()}
+
+
+def stale(notebook: Path) -> str:
+    """What a reader should be told of a chapter's frozen page; empty if nothing has changed since it was made.
+
+    Errors: `ValueError` if there is no page, its code is not the notebook's, its outputs are not those that were
+        written, or the results beside it are of another model. The message names the command that mends it.
+    """
+    page, again = page_path(notebook), f"run python -m mechinterp.frozen {chapter_name(notebook)}"
+    if not page.is_file():
+        raise ValueError(f"{notebook.name} has no frozen page; {again}")
+    frozen, now = read(page), made_of(read(notebook))
+    made = frozen.metadata.get(KEY, {})
+    if made.get("code") != now["code"] or code_hash(frozen) != now["code"]:
+        raise ValueError(f"the frozen page of {notebook.name} shows code that is not the notebook's; {again}")
+    if made.get("outputs") != outputs_hash(frozen):
+        raise ValueError(f"the frozen page of {notebook.name} has other outputs than its run had; {again}")
+    name = chapter_name(notebook)
+    results = read_results(page.parents[2] / scale(name) / f"{name}.json")
+    if results.model["sha256"] != made.get("model"):
+        raise ValueError(f"the frozen page of {notebook.name} and its results are of different models; {again}")
+    changed = [word for key, word in (("package", "the package"), ("lock", "other packages")) if made[key] != now[key]]
+    if not changed:
+        return ""
+    return f"Executed with version {made['version']} on {made['date']}; {' and '.join(changed)} changed since."
+
+
+def scale(chapter: str) -> Scale:
+    """Where a chapter runs by default: `laptop`, or `lab` as long as none of its claims has a laptop expectation."""
+    return "laptop" if any(claim.laptop is not None for claim in CLAIMS[chapter].values()) else "lab"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Freeze what is out of date."""
+    parser = argparse.ArgumentParser(prog="python -m mechinterp.frozen", description=__doc__.split("\n")[0])
+    parser.add_argument("chapter", nargs="*", help="by default all that are not up to date")
+    chosen = parser.parse_args(arguments).chapter
+    for name in chosen or CLAIMS:
+        notebook = find_chapter(name)
+        try:
+            fresh = not chosen and not stale(notebook)
+        except ValueError:
+            fresh = False
+        if fresh:
+            print(f"{name}: up to date")
+            continue
+        page = freeze(notebook)
+        print(f"{name}: {page} ({page.stat().st_size / 1e6:.1f} MB, {read(page).metadata[KEY]['seconds']} s)")
+    return 0
+
+
+def _bare(path: Path) -> str:
+    tree = ast.parse(path.read_text(encoding="utf8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            kept = [n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+            node.body = kept  # type: ignore[attr-defined]
+    return ast.dump(tree)
+
+
+def _sha(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
