@@ -47,10 +47,10 @@ class Claim:
         measure: what is computed, in a few words.
         null: the strongest control that is matched to the claim and must not meet the expectation; for a claim that
             something is small, a positive control that must exceed it.
-        paper: expectation for the paper's model.
+        paper: expectation for the paper's model; None means that it has no meaning there.
         lab: expectation for the lab model; None means that the claim has no meaning there.
         laptop: expectation for SmolLM2-135M; None means that it has no meaning there, or is not stated yet.
-        why_not_lab, why_not_laptop: the reason, if the claim has no meaning there.
+        why_not_paper, why_not_lab, why_not_laptop: the reason, if the claim has no meaning there.
         trained_for: the lab model's training text contains this behaviour, so that it is no evidence there.
         seen_before: where a value like this had been seen before the laptop expectation was stated, if it had.
         unverified: the paper's value has not been checked against its text.
@@ -64,10 +64,11 @@ class Claim:
     paper_value: str
     where: str
     measure: str
-    paper: Expectation
+    paper: Expectation | None
     null: str
     lab: Expectation | None = None
     laptop: Expectation | None = None
+    why_not_paper: str = ""
     why_not_lab: str = ""
     why_not_laptop: str = ""
     trained_for: bool = False
@@ -77,8 +78,9 @@ class Claim:
     revised: tuple[Revision, ...] = ()
 
     def __post_init__(self) -> None:
-        if (self.lab is None) != bool(self.why_not_lab):
-            raise ValueError(f"{self.id}: give a lab expectation or the reason why there is none, and not both")
+        for scale in ("paper", "lab"):
+            if (getattr(self, scale) is None) != bool(getattr(self, f"why_not_{scale}")):
+                raise ValueError(f"{self.id}: give a {scale} expectation or the reason why there is none, and not both")
         if not self.null:
             raise ValueError(f"{self.id}: name the null that must not meet the expectation")
         if self.laptop is not None and self.why_not_laptop:
@@ -90,7 +92,7 @@ class Claim:
 
     def why_not(self, scale: Scale) -> str:
         """Why the claim is not asked at a scale; empty if it is, or if its expectation is not stated yet."""
-        return {"lab": self.why_not_lab, "laptop": self.why_not_laptop}.get(scale, "")
+        return {"lab": self.why_not_lab, "laptop": self.why_not_laptop}.get(scale, self.why_not_paper)
 
     def __str__(self) -> str:
         lab = describe(self.lab) if self.lab is not None else f"not asked ({self.why_not_lab})"

@@ -432,11 +432,41 @@ WEIGHT_CLAIMS = (
     _composition(4, "V", "duplicate-token and induction heads", "S-inhibition heads"),
 )
 
+OWN_QUESTIONS = (
+    Claim(
+        id="IOI-W5",
+        statement="heads that share keys and values share a role",
+        paper_value="own question, asked before the run",
+        where="GPT-2 has no shared keys",
+        measure="mean difference between two heads of a group over that between groups of the layer: attention from "
+        "END to the names, direct effect",
+        paper=None,
+        why_not_paper="every head of GPT-2 has keys of its own",
+        why_not_lab="every head of the lab model has keys of its own",
+        laptop={"attention": Range(0, 0.9), "direct effect": Range(0, 0.9)},
+        null="heads dealt to the groups of their layer at random",
+    ),
+    Claim(
+        id="IOI-W6",
+        statement="the circuit does not depend on the rounding of the weights to four bits",
+        paper_value="own question, asked before the run",
+        where="GPT-2 is not quantised",
+        measure="every four-bit weight moved at random within its rounding cell: correlation of all direct effects with "
+        "the model's own, and relative change of the logit difference",
+        paper=None,
+        why_not_paper="GPT-2's weights are not quantised",
+        why_not_lab="the lab model's weights are not quantised",
+        laptop={"correlation": Range(0.9, 1), "change": Range(-0.1, 0.1)},
+        null="a positive control that must fail it: cells four times as wide, as two bits would have",
+    ),
+)
+
 IOI: tuple[Claim, ...] = (
     *BEHAVIOUR,
     *NAME_MOVER_CLAIMS,
     *INHIBITION_CLAIMS,
     *CIRCUIT_CLAIMS,
     *WEIGHT_CLAIMS,
+    *OWN_QUESTIONS,
 )
-"""The 23 claims of the paper in its order, then four edges of its circuit tested on weights alone."""
+"""The 23 claims of the paper in its order, four edges of its circuit tested on weights alone, two questions of our own."""
