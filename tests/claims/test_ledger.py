@@ -299,7 +299,7 @@ def test_a_card_says_everything_as_text_and_html():
 def test_the_table_lists_every_claim():
     table = start().table()
     assert [row[0] for row in table.rows] == list(CLAIMS["ioi"])
-    assert table._repr_html_().count("… not run yet") == len(CLAIMS["ioi"])
+    assert table._repr_html_().count("… not run yet") == sum(c.lab is not None for c in CLAIMS["ioi"].values())
 
 
 def test_a_card_tells_what_a_reader_should_hold_against_it(monkeypatch):

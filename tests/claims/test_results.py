@@ -135,9 +135,10 @@ def test_heads_and_tables_are_compared_row_by_row():
 
 def test_the_board_tells_the_truth_about_what_was_run(tmp_path):
     ioi = board(tmp_path, ["ioi"])[0]
-    assert {ioi.verdict(claim, scale) for claim in ioi.claims for scale in ("lab", "laptop", "paper")} == {
-        "not run yet"
-    }
+    for claim in ioi.claims:
+        for scale in ("lab", "laptop", "paper"):
+            asked = claim.expected(scale) is not None
+            assert ioi.verdict(claim, scale) == ("not run yet" if asked else "not asked here")
     assert ioi.caption("paper") == "not run yet"
     write_results(changed(verdict="not reproduced", value=number(1.0)), tmp_path)
     ioi = board(tmp_path, ["ioi"])[0]

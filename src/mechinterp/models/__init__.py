@@ -2,5 +2,6 @@
 
 from mechinterp.models.load import describe, load, load_tokenizer, sha256, to_bridge
 from mechinterp.models.pretrained import get
+from mechinterp.models.quantisation import dither
 
-__all__ = ["describe", "get", "load", "load_tokenizer", "sha256", "to_bridge"]
+__all__ = ["describe", "dither", "get", "load", "load_tokenizer", "sha256", "to_bridge"]

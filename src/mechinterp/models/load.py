@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,7 @@ def load(
     device: str | torch.device | None = None,
     revision: str | None = None,
     dtype: DType = torch.float32,
+    edit: Callable[["PreTrainedModel"], Any] | None = None,
 ) -> "TransformerBridge":
     """A model by name, ready for analysis: eval mode, no gradients, folded and centred.
 
@@ -56,6 +57,8 @@ def load(
         revision: branch, tag or commit of a hub model.
         dtype: `"float32"`, or `"bfloat16"` and `"float16"` for a model that does not fit: its weights are folded
             in fp32 and rounded, so expect two or three right digits of a log-probability.
+        edit: changes the weights in place as they were read, before anything is folded; for example
+            `mechinterp.models.dither`.
 
     Errors: `ValueError` for an unknown name or dtype, a folder without config, weights or tokenizer, pickled,
         truncated or incomplete weights, and an architecture that is not a supported causal decoder;
@@ -71,7 +74,7 @@ def load(
     if str(name) == "rehearsal":
         from mechinterp.models.rehearsal import rehearsal
 
-        return to_bridge(rehearsal(), load_tokenizer(name), name="rehearsal", device=device, dtype=kind)
+        return to_bridge(_edited(rehearsal(), edit), load_tokenizer(name), name="rehearsal", device=device, dtype=kind)
     place = _place(name, revision)
     if place.is_file():
         with _quiet(), gguf_file.reading_once():
@@ -83,7 +86,7 @@ def load(
         _check_weights(place)
         tokenizer = _tokenizer(place)
         model = _raw_model(place, kind, use_safetensors=True)
-    return to_bridge(model, tokenizer, name=str(name), device=device, dtype=kind)
+    return to_bridge(_edited(model, edit), tokenizer, name=str(name), device=device, dtype=kind)
 
 
 def load_tokenizer(name: str | Path = "lab", *, revision: str | None = None) -> "PreTrainedTokenizerBase":
@@ -155,6 +158,12 @@ def to_bridge(
     if not starts:
         bridge.cfg.default_prepend_bos = False
     return bridge.eval().requires_grad_(False)
+
+
+def _edited(model: "PreTrainedModel", edit: Callable[["PreTrainedModel"], Any] | None) -> "PreTrainedModel":
+    if edit is not None:
+        edit(model)
+    return model
 
 
 @contextlib.contextmanager

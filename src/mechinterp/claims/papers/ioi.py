@@ -451,8 +451,8 @@ OWN_QUESTIONS = (
         statement="the circuit does not depend on the rounding of the weights to four bits",
         paper_value="own question, asked before the run",
         where="GPT-2 is not quantised",
-        measure="every four-bit weight moved at random within its rounding cell: correlation of all direct effects with "
-        "the model's own, and relative change of the logit difference",
+        measure="every four-bit weight moved at random within its rounding cell: correlation of all direct effects "
+        "with the model's own, and relative change of the logit difference",
         paper=None,
         why_not_paper="GPT-2's weights are not quantised",
         why_not_lab="the lab model's weights are not quantised",
@@ -469,4 +469,4 @@ IOI: tuple[Claim, ...] = (
     *WEIGHT_CLAIMS,
     *OWN_QUESTIONS,
 )
-"""The 23 claims of the paper in its order, four edges of its circuit tested on weights alone, two questions of our own."""
+"""The paper's 23 claims in its order, four edges of its circuit tested on weights alone, two questions of our own."""
