@@ -116,9 +116,15 @@ def test_comments_and_docstrings_are_no_code(tmp_path: Path) -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_a_chapter_runs_where_it_has_something_to_say() -> None:
-    assert frozen.scale("ioi") == "laptop"
-    assert frozen.scale("successor_heads") == "lab"
+def test_a_page_knows_the_scale_it_ran_at(notebook: Path) -> None:
+    assert nbformat.read(page_path(notebook), 4).metadata[KEY]["scale"] == "laptop"
+    change(notebook, lambda data: data["cells"][2].update(source=RECORD.replace('models={"laptop": "toy"}, ', "")))
+    freeze(notebook)
+    assert nbformat.read(page_path(notebook), 4).metadata[KEY]["scale"] == "lab"
+    assert stale(notebook) == ""
+    change(notebook, lambda data: data["cells"][2].update(source="print(1)"))
+    with pytest.raises(ValueError, match="chapter ioi ran and recorded no claim"):
+        freeze(notebook)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "chapters").glob("*.ipynb")), ids=lambda p: p.stem)

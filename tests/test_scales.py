@@ -66,6 +66,8 @@ def test_a_laptop_runs_the_pretrained_model_with_data_of_its_own_or_the_lab_s(ca
 def test_a_chapter_without_a_laptop_model_runs_at_lab_scale_and_says_so(capsys):
     assert setup("ioi").scale == "lab"
     assert "no run at laptop scale yet: it runs at lab scale" in capsys.readouterr().out
+    assert setup("grokking_efficiency", laptop="paper").scale == "paper"
+    assert "needs no pretrained model: it runs at paper scale" in capsys.readouterr().out
 
 
 def test_a_chapter_says_how_it_runs():

@@ -2,8 +2,7 @@
 
     python -m mechinterp.frozen [CHAPTER ...]
 
-executes every chapter, one by one, as whoever opens it would: at laptop scale, or at lab scale if it has nothing to say
-at that yet. It writes `results/laptop/pages/NN_name.ipynb` with what made it. A page that is up to date is passed over,
+executes every chapter, one by one, as whoever opens it would: at laptop scale, or where it runs instead. It writes `results/laptop/pages/NN_name.ipynb` with what made it. A page that is up to date is passed over,
 so an interrupted run goes on where it stopped. The website shows these outputs under the notebook's own words. If the
 notebook's code is another, the page would show code that did not run, and is refused; if only the package has changed
 since, the page says so. A hash shows that a page is out of date, not that it is true: only executing it again shows
@@ -26,7 +25,7 @@ from mechinterp.claims import CLAIMS
 from mechinterp.claims.results import project_root, read_results, results_path
 from mechinterp.files import atomic_write
 from mechinterp.notebooks import chapter_name, find_chapter, read, run
-from mechinterp.scales import Scale
+from mechinterp.scales import SCALES, Scale
 
 KEY = "mechinterp"
 LARGEST = 3_000_000
@@ -61,11 +60,12 @@ def page_path(notebook: Path) -> Path:
 def freeze(notebook: Path) -> Path:
     """Execute a chapter as the website would and write its page, with its results beside it.
 
-    Errors: `ValueError` for a page of more than 3 MB, or a cell that fails (with its traceback).
+    Errors: `ValueError` for a page of more than 3 MB, a cell that fails (with its traceback), or a run without claims.
     """
     from nbclient.exceptions import CellExecutionError
 
-    page, began = page_path(notebook), time.perf_counter()
+    page, name = page_path(notebook), chapter_name(notebook)
+    began, now = time.perf_counter(), time.time()
     os.environ |= {"MECHINTERP_SITE": "1", "MECHINTERP_RESULTS": str(page.parents[2]), "MECHINTERP_SCALE": "laptop"}
     try:
         executed = run(notebook, {})
@@ -73,13 +73,15 @@ def freeze(notebook: Path) -> Path:
         raise ValueError(f"{notebook.name} failed\n{error}") from error
     for cell in executed.cells:
         cell.metadata.pop("execution", None)
+    scale = _written(name, page.parents[2], now)
     executed.metadata[KEY] = {
         **made_of(read(notebook)),
         "outputs": outputs_hash(executed),
         "version": mechinterp.__version__,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "seconds": round(time.perf_counter() - began),
-        "model": read_results(results_path(chapter_name(notebook), scale(chapter_name(notebook)))).model["sha256"],
+        "scale": scale,
+        "model": read_results(results_path(name, scale)).model["sha256"],
     }
     text = json.dumps(executed, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     if len(text.encode()) > LARGEST:
@@ -111,19 +113,13 @@ def stale(notebook: Path) -> str:
         raise ValueError(f"the frozen page of {notebook.name} shows code that is not the notebook's; {again}")
     if made.get("outputs") != outputs_hash(frozen):
         raise ValueError(f"the frozen page of {notebook.name} has other outputs than its run had; {again}")
-    name = chapter_name(notebook)
-    results = read_results(page.parents[2] / scale(name) / f"{name}.json")
+    results = read_results(page.parents[2] / made["scale"] / f"{chapter_name(notebook)}.json")
     if results.model["sha256"] != made.get("model"):
         raise ValueError(f"the frozen page of {notebook.name} and its results are of different models; {again}")
     changed = [word for key, word in (("package", "the package"), ("lock", "other packages")) if made[key] != now[key]]
     if not changed:
         return ""
     return f"Executed with version {made['version']} on {made['date']}; {' and '.join(changed)} changed since."
-
-
-def scale(chapter: str) -> Scale:
-    """Where a chapter runs by default: `laptop`, or `lab` as long as none of its claims has a laptop expectation."""
-    return "laptop" if any(claim.laptop is not None for claim in CLAIMS[chapter].values()) else "lab"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -143,6 +139,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         page = freeze(notebook)
         print(f"{name}: {page} ({page.stat().st_size / 1e6:.1f} MB, {read(page).metadata[KEY]['seconds']} s)")
     return 0
+
+
+def _written(chapter: str, results: Path, since: float) -> Scale:
+    """The scale whose results a run has just written."""
+    for scale in SCALES:
+        path = results / scale / f"{chapter}.json"
+        if path.is_file() and path.stat().st_mtime >= since - 1:
+            return scale
+    raise ValueError(f"chapter {chapter} ran and recorded no claim: a page shows what its results file says")
 
 
 def _bare(path: Path) -> str:

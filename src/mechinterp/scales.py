@@ -77,6 +77,7 @@ def setup(
     *,
     scale: str | None = None,
     models: dict[str, str] | None = None,
+    laptop: Scale = "lab",
     device: str | None = None,
     seed: int = 0,
 ) -> Chapter:
@@ -84,12 +85,13 @@ def setup(
 
     Seeds torch, turns gradients off and takes the device: the CPU at lab scale, so that the
     numbers are everybody's, and an accelerator elsewhere if there is one. A chapter that names no model for the laptop
-    runs at lab scale there, and says so.
+    runs at another scale there, and says so.
 
     Args:
         chapter: name of the chapter.
         scale: the parameters cell's scale; None asks the environment.
         models: model name by scale; by default `lab`, `gpt2` and `rehearsal`, and none for the laptop.
+        laptop: the scale that a laptop runs without a model of its own: `paper` for a chapter that trains its networks.
         device: overrides the choice above.
 
     Errors: `ValueError` for an unknown scale, or a device that is not here.
@@ -99,8 +101,9 @@ def setup(
     names = {"lab": "lab", "paper": "gpt2", "rehearsal": "rehearsal"} | (models or {})
     chosen = _resolve(scale)
     if chosen not in names:
-        print(f"chapter {chapter} has no run at {chosen} scale yet: it runs at lab scale")
-        chosen = "lab"
+        why = "has no run at laptop scale yet" if laptop == "lab" else "needs no pretrained model"
+        print(f"chapter {chapter} {why}: it runs at {laptop} scale")
+        chosen = laptop
     check_device(device)
     if device is None:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

@@ -1,15 +1,16 @@
 """A circuit as an object, and how it behaves when everything else is knocked out (Wang et al., section 4)."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechinterp.heads import Head, all_heads, check_heads
-from mechinterp.patching import Activations, logits_at, mask, replace
+from mechinterp.patching import Activations, logits_at, mask
+from mechinterp.patching.ablation import replaced_metric
 
 POSITIONS: dict[str, tuple[str, ...]] = {
     "name mover": ("END",),
@@ -22,6 +23,9 @@ POSITIONS: dict[str, tuple[str, ...]] = {
     "previous token": ("S1+1",),
 }
 """Where each role of the IOI circuit acts (Figure 2); informants at S2 are of no type that the paper names."""
+MARKS_AT_ONCE = 2**28
+"""Bytes of masks that are held at a time."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -142,15 +146,20 @@ def evaluate(
     setting: Setting, kept: Sequence[Bool[Tensor, "layer head prompt pos"]]
 ) -> Float[Tensor, "variant prompt"]:
     """The metric with every head output outside each mask mean-ablated; variants are run together."""
-    chunk = max(1, setting.batch_size // len(setting.tokens))
     values = []
-    for i in range(0, len(kept), chunk):
-        gone = ~torch.stack(list(kept[i : i + chunk]))
-        logits = replace(
-            setting.model, setting.tokens, setting.means, heads=gone, at=setting.at, batch_size=setting.batch_size
+    for some in _parts(kept, kept[0].numel()):
+        values.append(
+            replaced_metric(
+                setting.model,
+                setting.tokens,
+                setting.means,
+                heads=~torch.stack(list(some)),
+                at=setting.at,
+                metric=setting.metric,
+                batch_size=setting.batch_size,
+            )
         )
-        values += [setting.metric(row) for row in logits]
-    return torch.stack(values)
+    return torch.cat(values)
 
 
 def knock_out(
@@ -164,12 +173,17 @@ def knock_out(
         raise ValueError(f"unknown position {position!r}; one of {', '.join(setting.positions)}")
     shape = setting.tokens.shape
     where = None if position is None else setting.positions[position]
-    chunk = max(1, setting.batch_size // len(setting.tokens))
     values = []
-    for i in range(0, len(sets), chunk):
-        gone = [mask(setting.model, shape, dict.fromkeys(heads, where)) for heads in sets[i : i + chunk]]
-        values.append(evaluate(setting, [~m for m in gone]))
+    for some in _parts(sets, mask(setting.model, shape, {}).numel()):
+        values.append(evaluate(setting, [~mask(setting.model, shape, dict.fromkeys(heads, where)) for heads in some]))
     return torch.cat(values)
+
+
+def _parts(items: Sequence[T], marks: int) -> Iterator[Sequence[T]]:
+    """Some of the items at a time, so that their masks of so many marks fit in memory."""
+    at_once = max(1, MARKS_AT_ONCE // marks)
+    for i in range(0, len(items), at_once):
+        yield items[i : i + at_once]
 
 
 def score(setting: Setting, circuit: Circuit, removed: Iterable[Head] = ()) -> Float[Tensor, " prompt"]:

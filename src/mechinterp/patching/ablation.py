@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechinterp.anatomy import Anatomy
-from mechinterp.patching.checks import check_tokens
+from mechinterp.patching.checks import Metric, check_tokens, measure
 from mechinterp.patching.engine import (
     Cache,
     Window,
@@ -63,6 +63,37 @@ def replace(
     """
     anatomy = check_tokens(model, tokens, batch_size, at)
     heads, mlps, lead = _check_masks(anatomy, tokens, values, heads, mlps)
+    streams = _streams(anatomy, tokens, values, heads, mlps, at, batch_size)
+    logits = torch.cat([anatomy.unembed(some) for some in streams.split(max(1, batch_size // len(tokens)))])
+    return logits.reshape(*lead, len(tokens), -1)
+
+
+@torch.no_grad()
+def replaced_metric(
+    model: Any,
+    tokens: Int[Tensor, "prompt pos"],
+    values: Activations,
+    *,
+    heads: Bool[Tensor, "variant layer head prompt pos"],
+    at: Int[Tensor, " prompt"],
+    metric: Metric,
+    batch_size: int = 256,
+) -> Float[Tensor, "variant prompt"]:
+    """The metric of `replace`'s logits, some variants at a time: the logits of all would not fit in memory.
+
+    Errors: as `replace`, and `ValueError` for a metric that does not give one value a prompt.
+    """
+    anatomy = check_tokens(model, tokens, batch_size, at)
+    heads, mlps, _ = _check_masks(anatomy, tokens, values, heads, None)
+    streams = _streams(anatomy, tokens, values, heads, mlps, at, batch_size)
+    some = streams.split(max(1, batch_size // len(tokens)))
+    return torch.stack([measure(metric, logits) for part in some for logits in anatomy.unembed(part)])
+
+
+def _streams(
+    anatomy: Anatomy, tokens: Tensor, values: Activations, heads: Tensor, mlps: Tensor, at: Tensor, batch_size: int
+) -> Float[Tensor, "variant prompt d_model"]:
+    """The final residual streams at `at`, block by block of prompts."""
     length = int(at.max()) + 1
     rows = min(len(tokens), batch_size)
     columns = []
@@ -70,8 +101,7 @@ def replace(
         at_most = max(1, batch_size // len(some))
         marked, marked_mlps = heads[:, :, :, some, :length], mlps[:, :, some, :length]
         columns.append(_replace(anatomy, tokens[some, :length], values[some], marked, marked_mlps, at[some], at_most))
-    logits = columns[0] if len(columns) == 1 else torch.cat(columns, 1)
-    return logits.reshape(*lead, len(tokens), -1)
+    return columns[0] if len(columns) == 1 else torch.cat(columns, 1)
 
 
 def _check_masks(
@@ -101,8 +131,8 @@ def _check_masks(
 
 def _replace(
     anatomy: Anatomy, tokens: Tensor, values: Activations, heads: Tensor, mlps: Tensor, at: Tensor, at_most: int
-) -> Float[Tensor, "variant prompt vocab"]:
-    """`replace` for one block of prompts: down the tree of variants whose masks agree so far.
+) -> Float[Tensor, "variant prompt d_model"]:
+    """`_streams` for one block of prompts: down the tree of variants whose masks agree so far.
 
     A state is the stream before some layer that a list of variants has in common. A layer's attention is
     computed once a state; its states then split where the masks of their variants differ.
@@ -112,7 +142,7 @@ def _replace(
     touched = (heads.any(2) | mlps) & reach  # variant layer prompt pos
     anywhere = touched.any(0)
     if not anywhere.any():
-        return anatomy.unembed(final_streams(anatomy, tokens, at)).expand(len(heads), -1, -1)
+        return final_streams(anatomy, tokens, at).expand(len(heads), -1, -1)
     start = int(anywhere.any(-1).any(-1).nonzero()[0])
     columns = anywhere.any(0)
     window = Window(torch.where(columns.any(-1), columns.int().argmax(-1), at), at)
@@ -131,15 +161,15 @@ def _replace(
         return x if before and layer >= start and name in ("key", "value") else None
 
     cache = trace(anatomy, tokens, keep, stop=layers if before else start)
-    logits = tokens.new_empty((len(heads), len(at), anatomy.size.d_vocab), dtype=anatomy.dtype)
+    finals = tokens.new_empty((len(heads), len(at), anatomy.size.d_model), dtype=anatomy.dtype)
     stack = [_State(start, cache["resid_pre", start][None], [list(range(len(heads)))])]
     while stack:
         state = stack.pop()
         i, x = state.layer, state.x
         if i == layers:
             final = pick_columns(x, window.end)[:, :, 0] if x.shape[2] > 1 else x[:, :, 0]
-            for variants, row in zip(state.variants, anatomy.unembed(final), strict=True):
-                logits[variants] = row
+            for variants, row in zip(state.variants, final, strict=True):
+                finals[variants] = row
             continue
         # After the last layer that attends, nothing but the position that is read matters.
         end_only = i >= last_attending
@@ -167,7 +197,7 @@ def _replace(
         if gone_mlp.any():
             out = torch.where(gone_mlp[..., None], here(new_mlp[i][None]), out)
         stack.append(_State(i + 1, x + attn_out + out, [variants for _, variants in children]))
-    return logits
+    return finals
 
 
 @dataclass
