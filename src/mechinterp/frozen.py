@@ -2,11 +2,11 @@
 
     python -m mechinterp.frozen [CHAPTER ...]
 
-executes every chapter, one by one, as whoever opens it would: at laptop scale, or where it runs instead. It writes `results/laptop/pages/NN_name.ipynb` with what made it. A page that is up to date is passed over,
-so an interrupted run goes on where it stopped. The website shows these outputs under the notebook's own words. If the
-notebook's code is another, the page would show code that did not run, and is refused; if only the package has changed
-since, the page says so. A hash shows that a page is out of date, not that it is true: only executing it again shows
-that.
+executes every chapter, one by one, as whoever opens it would: at laptop scale, or where it runs instead. It writes
+`results/laptop/pages/NN_name.ipynb` with what made it. A page that is up to date is passed over, so an interrupted run
+goes on where it stopped. The website shows these outputs under the notebook's own words. If the notebook's code is
+another, the page would show code that did not run, and is refused; if only the package has changed since, the page
+says so. A hash shows that a page is out of date, not that it is true: only executing it again shows that.
 """
 
 import argparse

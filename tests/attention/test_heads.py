@@ -52,6 +52,10 @@ def test_attention_to_one_position_a_prompt(tiny: Any, tokens: Tensor, batch_siz
     expected = every[:, torch.arange(len(tokens)), query, key].unflatten(0, (3, 4))
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
     assert (ours[..., key > query] == 0).all(), "nothing attends forward"
+    both = attention_to(tiny, tokens, query, torch.stack([key, query]), batch_size=batch_size)
+    assert both.shape == (2, *ours.shape)
+    torch.testing.assert_close(both[0], ours)
+    torch.testing.assert_close(both[1], attention_to(tiny, tokens, query, query))
 
 
 @pytest.mark.parametrize("kind", SCORES)

@@ -48,7 +48,7 @@ def test_a_value_is_judged_and_written(folder):
             "note": "held-out pairs",
         }
     }
-    assert set(data) == {*"schema chapter scale version model device seed date seconds claims".split()}
+    assert set(data) == {*"schema chapter scale version model device seed date seconds claims environment".split()}
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@ import json
 import re
 
 import pytest
+import torch
 
 from mechinterp.claims import (
     CLAIMS,
     Entry,
+    Ledger,
     Names,
     Null,
     Results,
@@ -147,7 +149,7 @@ def test_the_board_tells_the_truth_about_what_was_run(tmp_path):
         "not run yet",
         "not run yet",
     ]
-    assert "1 not reproduced, 26 not run yet" in ioi.caption("lab")
+    assert "1 not reproduced, 2 not asked here, 26 not run yet" in ioi.caption("lab")
     assert "abababababab, cpu, 2026-01-01" in ioi.caption("lab")
 
 
@@ -223,3 +225,23 @@ def test_a_spread_needs_runs_of_one_kind():
     for runs in ([RESULTS], [], [RESULTS, dataclasses.replace(RESULTS, seed=1)]):
         with pytest.raises(ValueError, match="at least two runs of one chapter"):
             spread(runs)
+
+
+def test_a_run_says_where_with_what_and_by_whom_it_was_made(tmp_path, monkeypatch):
+    monkeypatch.setenv("MECHINTERP_RESULTS", str(tmp_path))
+    monkeypatch.setenv("MECHINTERP_CONTRIBUTOR", "Ada L.")
+    ledger = Ledger("ioi", scale="paper", model={"name": "gpt2", "sha256": "00" * 32})
+    ledger.record("IOI-1", Estimate(3.5, (3.4, 3.6), 15, "templates"), null=Estimate(0.0, None, 1, "run"))
+    run = read_results(tmp_path / "paper/ioi.json")
+    assert run.contributor == "Ada L."
+    assert run.environment["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert run.environment["machine"]
+    part = board(tmp_path, ["ioi"])[0]
+    assert "run by Ada L." in part.caption("paper")
+    other = dataclasses.replace(run, environment={}, contributor="")
+    assert compare(other, run) == [], "who and where are no change"
+
+
+def test_facts_that_are_no_text_are_refused():
+    with pytest.raises(ValueError, match="environment and contributor are text"):
+        dataclasses.replace(RESULTS, environment={"torch": 2})

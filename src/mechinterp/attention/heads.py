@@ -57,16 +57,21 @@ def attention_to(
     model: Any,
     tokens: Int[Tensor, "prompt pos"],
     query: Int[Tensor, " prompt"],
-    key: Int[Tensor, " prompt"],
+    key: Int[Tensor, "*place prompt"],
     *,
     batch_size: int = 64,
-) -> Float[Tensor, "layer head prompt"]:
-    """Every head's attention from one position to another, one pair of positions a prompt."""
+) -> Float[Tensor, "*place layer head prompt"]:
+    """Every head's attention from one position of each prompt to another, or to several others in one pass."""
+    places = key.reshape(-1, len(tokens))
 
     def reduce(x: Tensor, part: slice) -> Tensor:
-        return x[torch.arange(len(x), device=x.device), :, query[part].to(x.device), key[part].to(x.device)]
+        rows = torch.arange(len(x), device=x.device)
+        return x[rows, :, query[part].to(x.device)[None], places[:, part].to(x.device)].movedim(0, 1)
 
-    return rearrange(_collect(model, tokens, "pattern", reduce, batch_size), "layer prompt head -> layer head prompt")
+    found = _collect(model, tokens, "pattern", reduce, batch_size)
+    return rearrange(found, "layer prompt place head -> place layer head prompt").reshape(
+        *key.shape[:-1], found.shape[0], found.shape[3], len(tokens)
+    )
 
 
 def repeated_tokens(model: Any, *, n: int = 20, length: int = 100, seed: int = 0) -> Int[Tensor, "prompt pos"]:

@@ -1,10 +1,13 @@
 """Recording values in a chapter: verdict cards on the page and a results file on disk."""
 
 import datetime
+import os
+import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from html import escape
+from importlib.metadata import version
 from numbers import Integral
 from typing import Any
 
@@ -89,6 +92,16 @@ def _often(passes: float) -> str:
     return "never" if passes == 0 else "always" if passes == 1 else f"with probability {passes:.2g}"
 
 
+def environment(device: str) -> dict[str, str]:
+    """Versions of what computes, and the machine: facts that a results file keeps and no comparison asks for."""
+    import torch
+
+    cuda = device.startswith("cuda") and torch.cuda.is_available()
+    machine = torch.cuda.get_device_name(device) if cuda else f"{platform.machine()}, {os.cpu_count()} cores"
+    packages = ("torch", "transformers", "transformer-lens", "numpy")
+    return {"machine": machine, "python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
 @dataclass(frozen=True)
 class Table:
     """A chapter's claims and their verdicts."""
@@ -144,6 +157,8 @@ class Ledger:
             model={"name": str(model["name"]), "sha256": str(model["sha256"])},
             device=str(device),
             seed=int(seed) if isinstance(seed, Integral) and not isinstance(seed, bool) else seed,
+            environment=environment(str(device)),
+            contributor=os.environ.get("MECHINTERP_CONTRIBUTOR", ""),
         )
         path = results_path(chapter, scale)
         if scale != "rehearsal":

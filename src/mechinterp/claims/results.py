@@ -18,6 +18,7 @@ from mechinterp.scales import SCALES
 SCHEMA = 2
 VERDICTS = ("reproduced", "not reproduced", "undecided", "absent here", "not asked here")
 _FIELDS = ("schema", "chapter", "scale", "version", "model", "device", "seed", "date", "seconds", "claims")
+_OPTIONAL = ("environment", "contributor")
 _ENTRY = ("value", "null", "expected", "verdict", "why", "note")
 
 
@@ -50,6 +51,7 @@ class Results:
         model: `name` and `sha256` of the weights, 64 hexadecimal digits.
         device: where the model ran: `cpu`, `cuda`, `cuda:1`.
         date: day of the last record, `2026-01-31`. `seconds`: from the ledger's start to it.
+        environment: versions and machine by name. `contributor`: who ran it, if they want to be named.
 
     Errors: `ValueError` for a fact of another kind: it would be published as it stands.
     """
@@ -63,6 +65,8 @@ class Results:
     date: str = ""
     seconds: float = 0.0
     claims: dict[str, Entry] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    contributor: str = ""
 
     def __post_init__(self) -> None:
         if self.scale not in SCALES:
@@ -82,6 +86,9 @@ class Results:
             raise ValueError(f"the date is {self.date!r}; expected year-month-day")
         if isinstance(self.seconds, bool) or not isinstance(self.seconds, int | float) or not self.seconds >= 0:
             raise ValueError(f"the seconds are {self.seconds!r}; expected a number from 0")
+        words = self.environment.values() if isinstance(self.environment, dict) else [None]
+        if not all(isinstance(word, str) for word in (*words, self.contributor)):
+            raise ValueError(f"environment and contributor are text, not {self.environment!r}, {self.contributor!r}")
 
     def with_entry(self, id: str, entry: Entry) -> "Results":
         """The same results with one claim added or replaced."""
@@ -139,6 +146,7 @@ def write_results(results: Results, folder: Path | None = None) -> Path:
     """
     path = results_path(results.chapter, results.scale, folder)
     data = {"schema": SCHEMA} | {name: getattr(results, name) for name in _FIELDS[1:-1]}
+    data |= {name: getattr(results, name) for name in _OPTIONAL if getattr(results, name)}
     data["claims"] = {
         id: {name: getattr(entry, name) for name in _ENTRY} | {"value": to_json(entry.value), "null": _null(entry.null)}
         for id, entry in sorted(results.claims.items(), key=_natural)
@@ -195,7 +203,8 @@ def read_results(path: Path) -> Results:
             raise ValueError(f"{path}: claim {id}: {error}; {way_out}") from error
         entries[id] = Entry(**{name: entry[name] for name in _ENTRY} | typed)
     try:
-        return Results(**{name: data[name] for name in _FIELDS[1:-1]}, claims=entries)
+        given = {name: data[name] for name in (*_FIELDS[1:-1], *_OPTIONAL) if name in data}
+        return Results(**given, claims=entries)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {way_out}") from error
 

@@ -61,9 +61,9 @@ class Chapter:
         told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in MARKS if counts[verdict])
         trained = sum(scale == "lab" and claim.trained_for for claim in self.claims)
         told += f"; {trained} trained for, no evidence" if trained else ""
-        return (
-            f"{run.model['name']} {run.model['sha256'][:12]}, {run.device}, {run.date}, version {run.version}: {told}"
-        )
+        by = f", run by {run.contributor}" if run.contributor else ""
+        where = f"{run.model['name']} {run.model['sha256'][:12]}, {run.device}, {run.date}, version {run.version}"
+        return f"{where}{by}: {told}"
 
 
 def board(folder: Path | None = None, chapters: Sequence[str] | None = None) -> list[Chapter]:
@@ -236,7 +236,9 @@ def _at(
         rows.append(("note", entry.note))
     took = f", {run.seconds:.0f} s" if run.seconds else ""
     whose = f"{run.model['name']} (sha256 {run.model['sha256'][:12]}) on {run.device}, {run.date}{took}"
-    return verdict, [*rows, ("run", f"{whose}, version {run.version}, seed {run.seed}")]
+    with_what = "".join(f", {name} {text}" for name, text in run.environment.items())
+    by = f", by {run.contributor}" if run.contributor else ""
+    return verdict, [*rows, ("run", f"{whose}, version {run.version}, seed {run.seed}{with_what}{by}")]
 
 
 def _list(rows: Sequence[tuple[str, str]]) -> str:

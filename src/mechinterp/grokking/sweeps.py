@@ -93,7 +93,7 @@ PLANS = {
         grokked_epochs=3000,
         smaller=(390, 488, 610, 764, 955, 1194, 1494, 2400),
         ungrokking_epochs=5000,
-        random_sizes=(600, 1000, 1600, 2600),
+        random_sizes=(200, 300, 420, 600, 1000, 1600, 2600),
         random_decays=(0.5, 1.0, 2.0),
         random_epochs=5000,
         random_seeds=(0, 1),
@@ -176,7 +176,13 @@ def sweep(name: str, scale: ScaleName) -> tuple[list[Run], Config]:
 
 
 def run_sweep(
-    name: str, scale: ScaleName, folder: Path, *, seeds: Sequence[int] | None = None, device: str = "cpu"
+    name: str,
+    scale: ScaleName,
+    folder: Path,
+    *,
+    seeds: Sequence[int] | None = None,
+    sizes: Sequence[int] | None = None,
+    device: str = "cpu",
 ) -> Trained:
     """Train a named sweep, or go on with it, in `folder/scale/name/seed-N`: one more seed costs one more seed.
 
@@ -184,15 +190,16 @@ def run_sweep(
     with the plan's), their Adam moments included; those networks are trained first where they are missing.
 
     Args:
-        seeds: only runs of these seeds; all by default.
+        seeds, sizes: only runs of these; all by default. Other sizes need a folder of their own.
 
-    Errors: `ValueError` for seeds that the sweep does not have.
+    Errors: `ValueError` for seeds or sizes that the sweep does not have.
     """
     runs, config = sweep(name, scale)
-    known = {run.seed for run in runs}
-    if seeds is not None and not (seeds and set(seeds) <= known):
-        raise ValueError(f"sweep {name!r} has the seeds {sorted(known)}, not all of {list(seeds)}")
-    runs = [run for run in runs if seeds is None or run.seed in seeds]
+    for what, chosen in (("seed", seeds), ("size", sizes)):
+        known = {getattr(run, what) for run in runs}
+        if chosen is not None and not (chosen and set(chosen) <= known):
+            raise ValueError(f"sweep {name!r} has the {what}s {sorted(known)}, not all of {list(chosen)}")
+        runs = [run for run in runs if chosen is None or getattr(run, what) in chosen]
     if name not in FROM_GROKKED:
         return _train(runs, config, None, folder / scale / name, device)
     origins = [(run.seed, run.weight_decay or PLANS[scale].decay) for run in runs]
@@ -277,21 +284,27 @@ def summary(trained: Trained, config: Config, *, points: int = 40) -> dict[str, 
 
 
 def export(
-    scale: ScaleName, folder: Path, names: Sequence[str], *, seeds: Sequence[int] | None = None, device: str = "cpu"
+    scale: ScaleName,
+    folder: Path,
+    names: Sequence[str],
+    *,
+    seeds: Sequence[int] | None = None,
+    sizes: Sequence[int] | None = None,
+    device: str = "cpu",
 ) -> Path:
     """Summarise finished sweeps of `folder` into the package's file of a scale; other sweeps in it stay.
 
-    With `seeds` only their runs are new, and those of other seeds are the file's.
+    With `seeds` or `sizes` only their runs are new, and the others are the file's.
     """
     path = RESULTS / f"{scale}.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     for name in names:
         runs, config = sweep(name, scale)
-        new = summary(run_sweep(name, scale, folder, seeds=seeds, device=device), config)
-        if seeds is not None:
+        new = summary(run_sweep(name, scale, folder, seeds=seeds, sizes=sizes, device=device), config)
+        if seeds is not None or sizes is not None:
             old = found.get(name, {"runs": [], "epochs": new["epochs"]})
             if old["epochs"] != new["epochs"]:
-                raise ValueError(f"the file's runs of {name!r} have other epochs: train all seeds")
+                raise ValueError(f"the file's runs of {name!r} have other epochs: train all of them")
             own = {tuple(asdict(run).values()): None for run in runs}
             known = {tuple(run[key] for key in asdict(runs[0])): run for run in [*old["runs"], *new["runs"]]}
             new["runs"] = [known[settings] for settings in own if settings in known]
@@ -392,6 +405,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints")
     parser.add_argument("--only", nargs="+", choices=SWEEPS, default=list(SWEEPS))
     parser.add_argument("--seeds", nargs="+", type=int, help="only these; the file's runs of other seeds stay")
+    parser.add_argument("--sizes", nargs="+", type=int, help="only these; the file's runs of other sizes stay")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all")
     parser.add_argument(
@@ -409,9 +423,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     torch.set_float32_matmul_precision(args.matmul)
     for name in args.only:
-        run_sweep(name, args.scale, args.out, seeds=args.seeds, device=args.device)
+        run_sweep(name, args.scale, args.out, seeds=args.seeds, sizes=args.sizes, device=args.device)
     if args.export:
-        print(export(args.scale, args.out, args.only, seeds=args.seeds, device=args.device))
+        print(export(args.scale, args.out, args.only, seeds=args.seeds, sizes=args.sizes, device=args.device))
 
 
 if __name__ == "__main__":
