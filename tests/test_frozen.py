@@ -12,11 +12,14 @@ from mechinterp.frozen import KEY, code_hash, freeze, outputs_hash, package_hash
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = """
+import sys
+
 from mechinterp import scales, stats
 from mechinterp.claims import Ledger
 
 run = scales.setup("ioi", scale=scale, models={"laptop": "toy"}, device="cpu")
 ledger = Ledger("ioi", scale=run.scale, model={"name": "toy", "sha256": "00" * 32})
+print("a bar", file=sys.stderr)
 print(ledger.record("IOI-1", stats.Estimate(5.0, (4.0, 6.0), 15, "templates"), null=stats.population(0.0, 1, "run")))
 """
 
@@ -47,6 +50,7 @@ def change(path: Path, edit) -> None:  # type: ignore[no-untyped-def]
 def test_a_page_has_the_outputs_and_results_of_the_laptop_and_says_what_made_it(notebook: Path) -> None:
     page = nbformat.read(page_path(notebook), 4)
     assert "IOI-1 reproduced" in page.cells[2].outputs[0].text
+    assert [o.name for o in page.cells[2].outputs] == ["stdout"], "bars are not for the page"
     made = page.metadata[KEY]
     assert made["code"] == code_hash(nbformat.read(notebook, 4))
     assert made["outputs"] == outputs_hash(page)
@@ -131,3 +135,4 @@ def test_a_page_knows_the_scale_it_ran_at(notebook: Path) -> None:
 def test_the_committed_pages_show_the_committed_code(path: Path) -> None:
     assert "changed since" in (stale(path) or "changed since")
     assert page_path(path).stat().st_size <= frozen.LARGEST
+    assert "site-packages" not in page_path(path).read_text(encoding="utf8"), "folders of a machine are no result"

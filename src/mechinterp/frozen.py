@@ -73,6 +73,8 @@ def freeze(notebook: Path) -> Path:
         raise ValueError(f"{notebook.name} failed\n{error}") from error
     for cell in executed.cells:
         cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":  # bars and warnings are for whoever runs it, and may name folders of the machine
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     scale = _written(name, page.parents[2], now)
     executed.metadata[KEY] = {
         **made_of(read(notebook)),

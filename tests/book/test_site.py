@@ -23,6 +23,13 @@ VISITS = [
 ]
 
 
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_names_no_folder_of_the_machine_that_made_it(path: str) -> None:
+    text = (HTML / path).read_text(encoding="utf8")
+    assert str(ROOT) not in text
+    assert "site-packages" not in text
+
+
 def test_there_are_pages() -> None:
     assert {"book/intro.html", "book/scoreboard.html", "chapters/01_ioi.html"} <= set(PAGES)
 
