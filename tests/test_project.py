@@ -138,11 +138,13 @@ def test_workflows_call_targets_that_exist(path):
     targets = re.findall(r"^([\w-]+(?: [\w-]+)*):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     known = {name for group in targets for name in group.split()}
     assert set(re.findall(r"\bmake (\w+)", path.read_text())) <= known
-    assert re.findall(r"\.ci/run", path.read_text()) or "make" in path.read_text()
+    called = re.findall(r"\.ci/[\w.]+", path.read_text())
+    assert called or "make" in path.read_text()
+    assert all((ROOT / script).is_file() for script in called)
 
 
-def test_there_are_three_workflows():
-    assert [path.stem for path in WORKFLOWS] == ["ci", "gpu", "pages"]
+def test_there_are_four_workflows():
+    assert [path.stem for path in WORKFLOWS] == ["ci", "colab", "gpu", "pages"]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
