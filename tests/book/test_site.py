@@ -65,7 +65,7 @@ def test_page(browser: Any, server: str, path: str, width: int, theme: str) -> N
     ("chapter", "plots", "views", "claims"),
     [
         ("01_ioi", 8, 2, 23),
-        ("02_copy_suppression", 8, 0, 22),
+        ("02_copy_suppression", 7, 0, 22),
         ("03_successor_heads", 11, 0, 13),
         ("04_grokking_efficiency", 10, 0, 13),
         ("05_attention_output_saes", 10, 0, 11),
@@ -119,7 +119,8 @@ def test_the_first_screen_shows_what_the_book_is(visit) -> None:
     assert page.locator(".sd-card-title").all_inner_texts() == ["Read", "Run", "Import"]
     assert page.locator(".mi-small .mi-part").count() == page.locator(".mi-small a").count() == CHAPTERS
     # The figure is live: it answers the mouse.
-    page.mouse.move(box["figure"]["x"] + box["figure"]["width"] / 2, box["figure"]["y"] + box["figure"]["height"] / 3)
+    bar = page.locator("article .js-plotly-plot .bars .point").first.bounding_box()
+    page.mouse.move(bar["x"] + bar["width"] / 2, bar["y"] + bar["height"] / 2)
     page.wait_for_selector("article .js-plotly-plot .hoverlayer .hovertext", timeout=5_000)
 
 
