@@ -1,8 +1,9 @@
 """A circuit as an object, and how it behaves when everything else is knocked out (Wang et al., section 4)."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from itertools import islice
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,7 +26,6 @@ POSITIONS: dict[str, tuple[str, ...]] = {
 """Where each role of the IOI circuit acts (Figure 2); informants at S2 are of no type that the paper names."""
 MARKS_AT_ONCE = 2**28
 """Bytes of masks that are held at a time."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -143,17 +143,18 @@ def keep(
 
 
 def evaluate(
-    setting: Setting, kept: Sequence[Bool[Tensor, "layer head prompt pos"]]
+    setting: Setting, kept: Iterable[Bool[Tensor, "layer head prompt pos"]]
 ) -> Float[Tensor, "variant prompt"]:
     """The metric with every head output outside each mask mean-ablated; variants are run together."""
-    values = []
-    for some in _parts(kept, kept[0].numel()):
+    kept, values = iter(kept), []
+    at_once = max(1, MARKS_AT_ONCE // (len(all_heads(setting.model)) * setting.tokens.numel()))
+    while some := list(islice(kept, at_once)):
         values.append(
             replaced_metric(
                 setting.model,
                 setting.tokens,
                 setting.means,
-                heads=~torch.stack(list(some)),
+                heads=~torch.stack(some),
                 at=setting.at,
                 metric=setting.metric,
                 batch_size=setting.batch_size,
@@ -173,17 +174,7 @@ def knock_out(
         raise ValueError(f"unknown position {position!r}; one of {', '.join(setting.positions)}")
     shape = setting.tokens.shape
     where = None if position is None else setting.positions[position]
-    values = []
-    for some in _parts(sets, mask(setting.model, shape, {}).numel()):
-        values.append(evaluate(setting, [~mask(setting.model, shape, dict.fromkeys(heads, where)) for heads in some]))
-    return torch.cat(values)
-
-
-def _parts(items: Sequence[T], marks: int) -> Iterator[Sequence[T]]:
-    """Some of the items at a time, so that their masks of so many marks fit in memory."""
-    at_once = max(1, MARKS_AT_ONCE // marks)
-    for i in range(0, len(items), at_once):
-        yield items[i : i + at_once]
+    return evaluate(setting, (~mask(setting.model, shape, dict.fromkeys(heads, where)) for heads in sets))
 
 
 def score(setting: Setting, circuit: Circuit, removed: Iterable[Head] = ()) -> Float[Tensor, " prompt"]:
