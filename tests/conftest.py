@@ -46,6 +46,28 @@ def random_gpt2(
     return model
 
 
+def _process() -> dict[str, object]:
+    return {
+        "threads": torch.get_num_threads(),
+        "precision of products": torch.get_float32_matmul_precision(),
+        "denormal numbers": bool(torch.tensor(1e-40) * 1 > 0),
+        "gradients": torch.is_grad_enabled(),
+        "default type": torch.get_default_dtype(),
+        "environment": {name: value for name, value in os.environ.items() if name.startswith("MECHINTERP_")},
+    }
+
+
+@pytest.fixture(autouse=True)
+def leaves_the_process_as_it_was() -> Iterator[None]:
+    """What holds for the whole process would change the tests that happen to come later."""
+    before = _process()
+    yield
+    after = _process()
+    torch.set_grad_enabled(True)
+    torch.set_flush_denormal(False)
+    assert after == before
+
+
 @pytest.fixture
 def unchecked() -> Iterator[None]:
     """No shape and type checking, which only tests have: what a user's wrong argument meets instead."""

@@ -150,18 +150,16 @@ def models_train(
         if (text is None) == (dataset is None):
             raise typer.BadParameter("give --text FOLDER or --dataset NAME, one of them")
         _restart_with_malloc()
-        import torch
-
+        from mechinterp.arithmetic import arithmetic
         from mechinterp.lab import recipe
         from mechinterp.lab.training import Config
 
-        if threads:
-            torch.set_num_threads(threads)
         chosen = {"n_layers": layers, "n_heads": heads, "d_model": d_model, "vocab_size": vocab_size}
         chosen |= {"batch": batch, "steps": steps, "seed": seed}
         config = Config(**{name: value for name, value in chosen.items() if value is not None})
         source = recipe.from_folder(text) if text is not None else recipe.from_hub(str(dataset), column, documents)
-        folder = recipe.train_lab(config, source, out, generated=generated)
+        with arithmetic(threads=threads):
+            folder = recipe.train_lab(config, source, out, generated=generated)
         typer.echo(f'The model is in {folder}: mechinterp.models.load("{folder}")')
 
 

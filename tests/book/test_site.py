@@ -50,6 +50,17 @@ def test_page(browser: Any, server: str, path: str, width: int, theme: str) -> N
                 width: d.getBoundingClientRect().width}))"""
         )
         assert all(f["drawn"] and f["wide"] <= 1 and f["width"] > 100 for f in figures), figures
+        cut = visit.page.evaluate(
+            """[...document.querySelectorAll('.plotly-graph-div')].flatMap(d => {
+                const plot = d.getBoundingClientRect();
+                return [...d.querySelectorAll('.xtitle, .ytitle')].filter(t => {
+                    const r = t.getBoundingClientRect();
+                    return r.width && (r.left < plot.left - 1 || r.right > plot.right + 1
+                        || r.top < plot.top - 1 || r.bottom > plot.bottom + 1);
+                }).map(t => t.textContent);
+            })"""
+        )
+        assert cut == [], "titles of axes that are cut off"
         faint = visit.page.evaluate(FAINT, [TEXTS, 4])
         assert faint == [], faint[:5]
         views = visit.page.evaluate(

@@ -166,3 +166,19 @@ def test_moving_points_have_a_frame_for_every_position() -> None:
     html = figure.html()
     assert "Plotly.addFrames" in html
     assert "Plotly.animate" not in html, "nothing moves before the reader wants it to"
+
+
+@pytest.mark.parametrize("kind", ["bars", "curves"])
+def test_long_titles_of_axes_are_broken_into_lines(kind: str) -> None:
+    long = "difference between two heads that share keys, divided by that between others"
+    if kind == "bars":
+        figure = viz.bars({"a": 1.0}, y=long, **WORDS)
+        titles = [figure.plot.layout.xaxis.title.text]
+    else:
+        figure = viz.curves({"a": ([0, 1], [0, 1])}, x=long, y=long, **WORDS)
+        titles = [figure.plot.layout.xaxis.title.text, figure.plot.layout.yaxis.title.text]
+    for title in titles:
+        lines = title.split("<br>")
+        assert " ".join(lines) == long
+        assert len(lines) > 1
+        assert max(map(len, lines)) <= 34

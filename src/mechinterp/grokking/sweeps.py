@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechinterp.arithmetic import arithmetic
 from mechinterp.files import atomic_write
 from mechinterp.grokking.efficiency import scaling_exponent
 from mechinterp.grokking.fourier import all_logits, excluded_loss, neuron_frequencies, restricted_loss, trig_share
@@ -416,16 +417,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--export", action="store_true", help="write the summaries into the package")
     args = parser.parse_args(arguments)
-    # Before the first parallel region, so that all threads have it: without weight decay Adam's second moments become
-    # denormal numbers, and a step takes ten times as long.
-    torch.set_flush_denormal(True)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    torch.set_float32_matmul_precision(args.matmul)
-    for name in args.only:
-        run_sweep(name, args.scale, args.out, seeds=args.seeds, sizes=args.sizes, device=args.device)
-    if args.export:
-        print(export(args.scale, args.out, args.only, seeds=args.seeds, sizes=args.sizes, device=args.device))
+    chosen = {"seeds": args.seeds, "sizes": args.sizes, "device": args.device}
+    # Without weight decay Adam's second moments become denormal numbers, and a step takes ten times as long.
+    with arithmetic(threads=args.threads, matmul=args.matmul, flush_denormal=True):
+        for name in args.only:
+            run_sweep(name, args.scale, args.out, **chosen)
+        if args.export:
+            print(export(args.scale, args.out, args.only, **chosen))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ bfloat16 where the hardware gains by it (`torch.set_float32_matmul_precision("me
 moments stay in fp32.
 """
 
-import contextlib
 import json
 import time
 import warnings
@@ -22,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mechinterp.arithmetic import arithmetic
 from mechinterp.files import atomic_write
 from mechinterp.sae.architectures import SAE, initial, scale_input
 from mechinterp.sae.kinds import KINDS
@@ -157,16 +157,6 @@ class _Stack:
             yield scale_input(SAE(kind, p, k, spec.hook, {"spec": asdict(spec)} | facts), self.scale)
 
 
-@contextlib.contextmanager
-def _matmul(precision: str) -> Iterator[None]:
-    old = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(old)
-
-
 def train(
     specs: Sequence[Spec],
     store: Store | Given,
@@ -234,7 +224,7 @@ def train(
     last_save = time.monotonic()
     end = config.steps if stop_at is None else min(stop_at, config.steps)
     batches = store.batches(step) if step < end else iter(())
-    with _matmul(precision):
+    with arithmetic(matmul=precision):
         while step < end:
             batch = {hook: x.to(device) for hook, x in next(batches).items()}
             log = (step + 1) % config.log_every == 0 or step + 1 == config.steps

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from html import escape
+from textwrap import wrap
 
 import plotly.graph_objects as go
 import plotly.io as pio
@@ -85,7 +86,15 @@ def with_caption(body: str, caption: str) -> str:
     )
 
 
+def lines_of(title: str | None) -> list[str]:
+    """A title in lines that fit beside a plot of 300 pixels; a line break of its own stays."""
+    return [line for part in (title or "").split("<br>") for line in wrap(part, 34)]
+
+
 def finish(plot: go.Figure, title: str, caption: str, height: int) -> Figure:
-    """Put a figure into the house style."""
+    """Put a figure into the house style; long titles of axes are broken."""
+    for axis in (*plot.select_xaxes(), *plot.select_yaxes()):
+        if axis.title.text:
+            axis.title.text = "<br>".join(lines_of(axis.title.text))
     plot.update_layout(template=TEMPLATE, title=title, height=height, autosize=True)
     return Figure(plot, caption)

@@ -1,7 +1,6 @@
 """Every kind of figure of the book, as functions of tensors."""
 
 from collections.abc import Mapping, Sequence
-from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechinterp.heads import Head
-from mechinterp.viz.figure import GRID, INK, PALETTE, Figure, finish
+from mechinterp.viz.figure import GRID, INK, PALETTE, Figure, finish, lines_of
 
 # Low is red, high is blue, nothing is transparent, so that zero is the page itself in either theme.
 DIVERGING = [[0, "rgb(178,24,43)"], [0.5, "rgba(150,150,150,0.06)"], [1, "rgb(33,102,172)"]]
@@ -153,12 +152,10 @@ def bars(
         plot.add_bar(
             y=names, x=level, error_x=drawn, orientation="h", name=kind, marker={"color": PALETTE[i % len(PALETTE)]}
         )
-    # Under bars behind long names a long title in one line would leave a narrow figure.
-    lines = wrap(y, 30) if len(y) > 34 else [y]
-    plot.update_xaxes(title="<br>".join(lines), zeroline=True)
+    plot.update_xaxes(title=y, zeroline=True)
     plot.update_yaxes(type="category", autorange="reversed", categoryarray=list(values), categoryorder="array")
     plot.update_layout(showlegend=bool(groups), barmode="overlay", bargap=0.3)
-    height = 112 + 18 * len(lines) + 26 * len(values) + (30 if groups else 0)
+    height = 112 + 18 * len(lines_of(y)) + 26 * len(values) + (30 if groups else 0)
     return finish(plot, title, caption, height=height)
 
 

@@ -22,6 +22,7 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mechinterp.arithmetic import arithmetic
 from mechinterp.datasets.text import from_hub, generated_rows, packed_rows, sample
 from mechinterp.files import atomic_write
 from mechinterp.sae.architectures import SAE
@@ -385,9 +386,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all")
     parser.add_argument("--export", action="store_true", help="evaluate, and write the results into the package")
     args = parser.parse_args(arguments)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    for name in args.only:
-        run_sweep(name, args.scale, args.text, args.out, device=args.device)
-    if args.export:
-        print(export(args.scale, args.only, args.text, args.out, device=args.device))
+    with arithmetic(threads=args.threads):
+        for name in args.only:
+            run_sweep(name, args.scale, args.text, args.out, device=args.device)
+        if args.export:
+            print(export(args.scale, args.only, args.text, args.out, device=args.device))
