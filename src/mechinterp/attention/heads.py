@@ -138,6 +138,7 @@ def direct_projection(
     is frozen.
     """
     anatomy = check_tokens(model, tokens, batch_size, at)
+    at = at.to(anatomy.device)
     parts = written(anatomy, tokens, at, batch_size=batch_size)
     return parts.heads_along(anatomy, anatomy.directions(token_ids.to(anatomy.device)))
 

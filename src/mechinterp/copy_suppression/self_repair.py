@@ -61,7 +61,7 @@ def self_repair(
     if not ablated:
         raise ValueError("no heads to ablate")
     anatomy, first = check_tokens(model, tokens, 1, at), min(h.layer for h in ablated)
-    rows = anatomy.unembedding.weight
+    rows, at = anatomy.unembedding.weight, at.to(anatomy.device)
     direction = rows[right] - rows[wrong]
     clean, after = (
         _contributions(anatomy, written(anatomy, tokens, at, change=change), direction)
@@ -103,7 +103,7 @@ def attention_after(
             raise ValueError(f"{writer} does not come before {reader}: its message cannot reach it")
     anatomy = check_tokens(model, tokens, 1, at)
     check_tokens(model, twins, 1, at)
-    rows = torch.arange(len(tokens), device=tokens.device)
+    rows, at = torch.arange(len(tokens), device=tokens.device), at.to(tokens.device)
     clean, other = (
         trace(anatomy, t, lambda name, i, x: x if name == "z" else None, stop=reader.layer) for t in (tokens, twins)
     )
@@ -164,7 +164,7 @@ def query_projection(
             raise ValueError(f"no ablated head comes before {reader}: its query cannot change")
         if anatomy.layers[reader.layer].joint:
             raise ValueError("queries of this model are normed over all heads together: one head's cannot be changed")
-    rows = torch.arange(len(tokens), device=tokens.device)
+    rows, at = torch.arange(len(tokens), device=tokens.device), at.to(tokens.device)
     layers, end = sorted({h.layer for h in readers}), ("resid_pre", anatomy.size.n_layers)
     kept = {end} | {(name, i) for i in layers for name in ("resid_pre", "q", "key", "value", "z", "attn")}
     clean = trace(anatomy, tokens, lambda name, i, x: x if (name, i) in kept else None)

@@ -62,6 +62,7 @@ def replace(
     True
     """
     anatomy = check_tokens(model, tokens, batch_size, at)
+    at = at.to(tokens.device)
     heads, mlps, lead = _check_masks(anatomy, tokens, values, heads, mlps)
     streams = _streams(anatomy, tokens, values, heads, mlps, at, batch_size)
     logits = torch.cat([anatomy.unembed(some) for some in streams.split(max(1, batch_size // len(tokens)))])
@@ -84,6 +85,7 @@ def replaced_metric(
     Errors: as `replace`, and `ValueError` for a metric that does not give one value a prompt.
     """
     anatomy = check_tokens(model, tokens, batch_size, at)
+    at = at.to(tokens.device)
     heads, mlps, _ = _check_masks(anatomy, tokens, values, heads, None)
     streams = _streams(anatomy, tokens, values, heads, mlps, at, batch_size)
     some = streams.split(max(1, batch_size // len(tokens)))

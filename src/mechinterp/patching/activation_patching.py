@@ -95,7 +95,8 @@ def activation_patch(
             raise ValueError(
                 "attention and MLP of this model stand side by side: there is no stream between them (resid_mid)"
             )
-    sets = _sets(clean, positions)
+    at = at.to(clean.device)
+    sets = _sets(clean, positions if isinstance(positions, str) else positions.to(clean.device))
     length = int(at.max()) + 1
     sets = sets[:, :, :length] & (torch.arange(length, device=at.device) <= at[:, None])
     rows = min(len(clean), batch_size)

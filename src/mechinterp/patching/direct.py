@@ -126,7 +126,7 @@ def direct_logit_attribution(
             raise ValueError(f"{name} must hold one token id a prompt, shape {(len(tokens),)}, got {tuple(ids.shape)}")
         if ids is not None and not (int(ids.min()) >= 0 and int(ids.max()) < anatomy.size.d_vocab):
             raise ValueError(f"{name}: ids must lie in 0..{anatomy.size.d_vocab - 1}")
-    rows, bias = anatomy.unembedding.weight, anatomy.unembedding.bias
+    rows, bias, at = anatomy.unembedding.weight, anatomy.unembedding.bias, at.to(anatomy.device)
     direction = rows[right] if wrong is None else rows[right] - rows[wrong]
     parts = written(anatomy, tokens, at, batch_size=batch_size)
     scale = anatomy.final.scale(parts.end)
@@ -169,6 +169,7 @@ def logit_lens(
     (torch.Size([6, 1, 8192]), True)
     """
     anatomy = check_tokens(model, tokens, batch_size, at)
+    at = at.to(anatomy.device)
     layers = range(anatomy.size.n_layers + 1) if layers is None else layers
     for layer in layers:
         if not 0 <= layer <= anatomy.size.n_layers:

@@ -102,11 +102,13 @@ def path_patch(
     anatomy = check_tokens(model, clean, batch_size, at)
     check_tokens(model, corrupt, batch_size)
     check_pair(clean, corrupt)
+    at = at.to(clean.device)
     heads = anatomy.size.heads if senders is None else sorted(set(check_heads(model, senders)))
     if not isinstance(receivers, str):
         receivers = check_receivers(model, anatomy, receivers)
         if receiver_positions is not None:
             check_tokens(model, clean, batch_size, receiver_positions, "receiver_positions")
+            receiver_positions = receiver_positions.to(clean.device)
         heads = [h for h in heads if h.layer < max(r.layer for r, _ in receivers)]
     elif receivers != "logits":
         raise ValueError(f"receivers must be 'logits' or a list of (head, 'q' | 'k' | 'v'), not {receivers!r}")

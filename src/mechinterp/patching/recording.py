@@ -138,6 +138,6 @@ def logits_at(
     Errors: `ValueError` as in `replace`.
     """
     anatomy = check_tokens(model, tokens, batch_size, at)
-    tokens = tokens[:, : int(at.max()) + 1]
+    tokens, at = tokens[:, : int(at.max()) + 1], at.to(tokens.device)
     pairs = zip(tokens.split(batch_size), at.split(batch_size), strict=True)
     return torch.cat([anatomy.unembed(final_streams(anatomy, part, where)) for part, where in pairs])

@@ -102,10 +102,12 @@ class SAE:
     def encode(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_sae"]:
         """Latents of activations.
 
-        Errors: `ValueError` for another width.
+        Errors: `ValueError` for another width or device.
         """
         if x.shape[-1] != self.d_in:
             raise ValueError(f"this SAE reads activations of width {self.d_in}, got {tuple(x.shape)}")
+        if x.device != self.W_enc.device:
+            raise ValueError(f"the SAE is on {self.W_enc.device}, the activations on {x.device}: use sae.to(device)")
         return KINDS[self.kind].encode(self.params, x, self.k)
 
     def decode(self, f: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_in"]:

@@ -202,6 +202,7 @@ def greater_than_bias(logits: Float[Tensor, "word out"], place: Int[Tensor, " wo
 
     Positive: the head prefers what is larger than its input.
     """
+    place = place.to(logits.device)
     later = place[None] > place[:, None]
     earlier = place[None] < place[:, None]
     both = later.any(1) & earlier.any(1)

@@ -26,7 +26,9 @@ def _menu(buttons: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _array(x: Any) -> np.ndarray:
-    return x.detach().cpu().float().numpy() if isinstance(x, Tensor) else np.asarray(x, dtype=float)
+    if isinstance(x, Tensor):
+        return x.detach().cpu().float().numpy()
+    return np.asarray([v.detach().cpu() if isinstance(v, Tensor) else v for v in x], dtype=float)
 
 
 def head_map(

@@ -15,7 +15,7 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechinterp.anatomy import Anatomy, size
+from mechinterp.anatomy import size
 from mechinterp.patching.checks import check_tokens
 from mechinterp.patching.engine import trace
 from mechinterp.sae.architectures import SAE
@@ -131,13 +131,12 @@ def sources(
     (True, True)
     """
     layer = check_sae(model, sae, Z)
-    check_tokens(model, record.tokens, batch_size)
+    anatomy = check_tokens(model, record.tokens.to(next(model.parameters()).device), batch_size)
     top = record.value.shape[1]
     if len(record.value) != sae.d_sae or record.hook != sae.hook:
         raise ValueError(f"this record is of {len(record.value)} latents at {record.hook}, not of {sae!r}")
     if not 1 <= n <= top:
         raise ValueError(f"n must lie in 1..{top}, the examples of the record, not {n}")
-    anatomy = Anatomy.of(model, record.tokens.shape[1])
     device, n_heads = anatomy.device, anatomy.size.n_heads
     ranks = torch.linspace(0, top - 1, n).round().long()
     latents = (record.prompt[:, -1] >= 0).nonzero()[:, 0]

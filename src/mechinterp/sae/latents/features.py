@@ -224,7 +224,8 @@ def top_examples(
     found = torch.where(record.counted[prompt], found, 0.0)
     dfa = None
     if sae.hook.endswith("hook_z"):
-        dfa = dfa_by_source(model, sae, record.tokens[prompt], latent, position, batch_size=batch_size).cpu()
+        rows = record.tokens[prompt].to(sae.W_enc.device)
+        dfa = dfa_by_source(model, sae, rows, latent, position, batch_size=batch_size).cpu()
     examples: dict[int, tuple[Example, ...]] = {int(i): () for i in latents}
     for i, (j, p, d) in enumerate(zip(latent.tolist(), prompt.tolist(), position.tolist(), strict=True)):
         centres = [(d, before, after)]

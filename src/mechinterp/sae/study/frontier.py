@@ -101,7 +101,7 @@ def rescale_and_shift(sae: SAE, x: Float[Tensor, "token d_in"], *, ridge: float 
     target = (z * ((x - sae.b_dec).double() @ d.T)).sum(0)
     normal.diagonal().add_(ridge * normal.diagonal().mean())
     scale, shift = torch.linalg.solve(normal, target).float().chunk(2)
-    rate, extra = torch.ones(sae.d_sae), torch.zeros(sae.d_sae)
+    rate, extra = shift.new_ones(sae.d_sae), shift.new_zeros(sae.d_sae)
     rate[live], extra[live] = scale.clamp(min=1e-3), shift
     b_mag = rate * gated.params["b_mag"] + extra
     return replace(gated, params=gated.params | {"r_mag": rate.log(), "b_mag": b_mag})
