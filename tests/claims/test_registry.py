@@ -15,6 +15,7 @@ from mechinterp.claims.expectations import describe
 from mechinterp.scales import SCALES
 
 STATED = Path(__file__).with_name("stated.json")
+RESULTS = Path(__file__).parents[2] / "results"
 EVERY = [c for chapter in CLAIMS.values() for c in chapter.values()]
 FIELDS = {"id": "X-1", "statement": "s", "paper_value": "1", "where": "§1", "measure": "m"}
 CLAIM = Claim(**FIELDS, null="n", paper=Range(0, 1), lab=Range(0.5))
@@ -60,6 +61,25 @@ def test_a_silent_change_is_noticed():
     told = dataclasses.replace(later, revised=(Revision("2026-01-01", "lab", "at least 0.5", "too strict"),))
     assert first_stated(told) == first_stated(CLAIM)
     assert "too strict" in str(told.revised[0])
+
+
+def unbounded(rule: object, rows: object) -> bool:
+    """Whether a rule by rows bounds none of the rows that were measured: a run at that scale would stop there."""
+    return isinstance(rule, dict) and isinstance(rows, dict) and "value" not in rows and not set(rule) & set(rows)
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*/*.json")), ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_every_scale_bounds_some_row_that_the_chapter_measures(path):
+    """A chapter measures the same rows, of values and of nulls, at every scale."""
+    for id, entry in json.loads(path.read_text(encoding="utf8"))["claims"].items():
+        for scale in (scale for scale in SCALES if scale != "rehearsal"):
+            for rows in (entry.get("value"), (entry.get("null") or {}).get("value")):
+                assert not unbounded(find_claim(id).expected(scale), rows), f"{id} at {scale} scale"
+
+
+def test_rows_without_a_bound_are_noticed():
+    assert unbounded({"a": Range(0)}, {"b": {"value": 1.0}})
+    assert not unbounded({"a": Range(0)}, {"a": {"value": 1.0}, "b": {"value": 1.0}})
 
 
 def test_an_unknown_id_names_its_neighbours():

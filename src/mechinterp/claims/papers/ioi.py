@@ -15,7 +15,7 @@ reason for. That, and the referee's findings, changed several expectations; `rev
 """
 
 from mechinterp.claims.expectations import Includes, Range, SameSet, Size
-from mechinterp.claims.statement import Claim, revised
+from mechinterp.claims.statement import Claim, Revision, revised
 
 NAME_MOVERS = ("9.9", "9.6", "10.0")
 NEGATIVE_NAME_MOVERS = ("10.7", "11.10")
@@ -188,8 +188,11 @@ INHIBITION_CLAIMS = (
             "token random, position inverted": _around(-1.96, 0.5),
             "token inverted, position original": _around(1.77, 0.5),
             "token inverted, position inverted": _around(-3.16, 0.5),
+            # 3.55 + 0.99 and 3.55 - 2.45 of 3.55, each logit difference ± 0.5.
+            "share of LD lost with the position": _around(1.28, 0.28),
+            "share of LD lost with the token": _around(0.31, 0.28),
         },
-        # In the paper 128 % and 31 % are lost. That the position counts, and more than the token, is the claim.
+        # That the position counts, and more than the token, is the claim.
         lab={
             "token original, position original": Range(3.0),
             "token inverted, position inverted": Range(hi=0),
@@ -201,6 +204,19 @@ INHIBITION_CLAIMS = (
             "position − token": Range(0.0),
         },
         null="the same patches of as many other heads of the same layers",
+        revised=(
+            Revision(
+                "2026-11-28",
+                "paper",
+                "token original, position original: 3.05 to 4.05; "
+                "token original, position inverted: −1.49 to −0.49; "
+                "token random, position original: 1.95 to 2.95; "
+                "token random, position inverted: −2.46 to −1.46; "
+                "token inverted, position original: 1.27 to 2.27; "
+                "token inverted, position inverted: −3.66 to −2.66",
+                "The null is measured on the shares of the logit difference: the paper's own, from the same cells",
+            ),
+        ),
     ),
     Claim(
         id="IOI-13",
