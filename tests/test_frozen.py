@@ -8,7 +8,7 @@ import pytest
 
 from mechinterp import frozen
 from mechinterp.claims.results import Results, write_results
-from mechinterp.frozen import KEY, code_hash, freeze, outputs_hash, package_hash, page_path, stale
+from mechinterp.frozen import KEY, code_hash, freeze, modules, outputs_hash, package_hash, page_path, stale
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = """
@@ -54,7 +54,7 @@ def test_a_page_has_the_outputs_and_results_of_the_laptop_and_says_what_made_it(
     made = page.metadata[KEY]
     assert made["code"] == code_hash(nbformat.read(notebook, 4))
     assert made["outputs"] == outputs_hash(page)
-    assert (made["model"], made["package"]) == ("00" * 32, package_hash())
+    assert (made["model"], made["package"]) == ("00" * 32, package_hash(RECORD, "ioi"))
     assert json.loads(Path("results/laptop/ioi.json").read_text())["claims"]["IOI-1"]["verdict"] == "reproduced"
     assert stale(notebook) == ""
     change(notebook, lambda data: data["cells"][1].update(source="other words"))
@@ -86,7 +86,7 @@ def test_no_page_names_the_command(notebook: Path) -> None:
 
 
 def test_a_package_that_has_changed_is_told(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frozen, "package_hash", lambda: "other")
+    monkeypatch.setattr(frozen, "package_hash", lambda code, chapter: "other")
     assert "the package changed since" in stale(notebook)
     Path("requirements.lock").write_text("torch==3\n")
     assert "the package and other packages changed since" in stale(notebook)
@@ -116,8 +116,26 @@ def test_comments_and_docstrings_are_no_code(tmp_path: Path) -> None:
     hashes = []
     for text in ('"""Words."""\nx = 1\n', "x = 1  # other words\n", "x = 2\n"):
         file.write_text(text)
-        hashes.append(package_hash(tmp_path))
+        hashes.append(package_hash("from mechinterp.a import x", "ioi", tmp_path))
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_what_a_chapter_does_not_import_is_not_its_code(tmp_path: Path) -> None:
+    papers = tmp_path / "claims" / "papers"
+    papers.mkdir(parents=True)
+    (tmp_path / "__init__.py").write_text("")
+    (tmp_path / "claims" / "__init__.py").write_text("from mechinterp.claims.papers import grokking, ioi\n")
+    for path in (papers / "__init__.py", papers / "ioi.py", papers / "grokking.py", tmp_path / "b.py"):
+        path.write_text("")
+    (tmp_path / "a.py").write_text("def late():\n    import mechinterp.b\n")
+    code = "if True:\n    %pip install it\nfrom mechinterp import a\n"
+    assert {path.relative_to(tmp_path).as_posix() for path in modules(code, "ioi", tmp_path)} == {
+        "__init__.py",
+        "a.py",
+        "b.py",
+    }
+    found = modules("from mechinterp import claims", "ioi", tmp_path)
+    assert [path.name for path in found] == ["__init__.py", "__init__.py", "__init__.py", "ioi.py"]
 
 
 def test_a_page_knows_the_scale_it_ran_at(notebook: Path) -> None:

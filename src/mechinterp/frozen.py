@@ -15,6 +15,7 @@ import datetime
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,14 +43,27 @@ def outputs_hash(notebook: Any) -> str:
     return _sha([cell.outputs for cell in notebook.cells if cell.cell_type == "code"])
 
 
-def package_hash(folder: Path | None = None) -> str:
-    """sha256 of the package's code as syntax trees without docstrings: comments and words do not count.
+def modules(code: str, chapter: str, folder: Path | None = None) -> list[Path]:
+    """The package's files that some code imports, directly or through others; of the claims, the chapter's only.
 
-    >>> package_hash() == package_hash()
-    True
+    >>> [path.name for path in modules("from mechinterp.files import atomic_write", "ioi")]
+    ['__init__.py', 'anatomy.py', 'architectures.py', 'files.py', 'heads.py', 'modules.py', 'scales.py']
     """
     folder = Path(mechinterp.__file__).parent if folder is None else folder
-    return _sha([[path.relative_to(folder).as_posix(), _bare(path)] for path in sorted(folder.rglob("*.py"))])
+    found: set[Path] = set()
+    new = _imported(ast.parse(re.sub(r"^(\s*)[%!].*", r"\1pass", code, flags=re.MULTILINE)), folder)
+    while new := {
+        path for path in new if not (path.parent.name == "papers" and path.stem not in ("__init__", chapter))
+    }:
+        found |= new
+        new = {path for one in new for path in _imported(ast.parse(one.read_text(encoding="utf8")), folder)} - found
+    return sorted(found)
+
+
+def package_hash(code: str, chapter: str, folder: Path | None = None) -> str:
+    """sha256 of `modules` as syntax trees without docstrings: comments, words and what does not run do not count."""
+    folder = Path(mechinterp.__file__).parent if folder is None else folder
+    return _sha([[path.relative_to(folder).as_posix(), _bare(path)] for path in modules(code, chapter, folder)])
 
 
 def page_path(notebook: Path) -> Path:
@@ -77,7 +91,7 @@ def freeze(notebook: Path) -> Path:
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     scale = _written(name, page.parents[2], now)
     executed.metadata[KEY] = {
-        **made_of(read(notebook)),
+        **made_of(notebook),
         "outputs": outputs_hash(executed),
         "version": mechinterp.__version__,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
@@ -93,11 +107,13 @@ def freeze(notebook: Path) -> Path:
     return page
 
 
-def made_of(notebook: Any) -> dict[str, str]:
-    """Hashes of what a page depends on: the notebook's code, the package's, the lock file."""
-    root = project_root()
+def made_of(notebook: Path) -> dict[str, str]:
+    """Hashes of what a page depends on: the notebook's code, the package's that it imports, the lock file."""
+    root, read_in = project_root(), read(notebook)
     lock = b"" if root is None else (root / "requirements.lock").read_bytes()
-    return {"code": code_hash(notebook), "package": package_hash(), "lock": hashlib.sha256(lock).hexdigest()}
+    code = "\n".join(cell.source for cell in read_in.cells if cell.cell_type == "code")
+    package = package_hash(code, chapter_name(notebook))
+    return {"code": code_hash(read_in), "package": package, "lock": hashlib.sha256(lock).hexdigest()}
 
 
 def stale(notebook: Path) -> str:
@@ -109,7 +125,7 @@ def stale(notebook: Path) -> str:
     page, again = page_path(notebook), f"run python -m mechinterp.frozen {chapter_name(notebook)}"
     if not page.is_file():
         raise ValueError(f"{notebook.name} has no frozen page; {again}")
-    frozen, now = read(page), made_of(read(notebook))
+    frozen, now = read(page), made_of(notebook)
     made = frozen.metadata.get(KEY, {})
     if made.get("code") != now["code"] or code_hash(frozen) != now["code"]:
         raise ValueError(f"the frozen page of {notebook.name} shows code that is not the notebook's; {again}")
@@ -150,6 +166,23 @@ def _written(chapter: str, results: Path, since: float) -> Scale:
         if path.is_file() and path.stat().st_mtime >= since - 1:
             return scale
     raise ValueError(f"chapter {chapter} ran and recorded no claim: a page shows what its results file says")
+
+
+def _imported(tree: ast.AST, folder: Path) -> set[Path]:
+    """The files of the package that a syntax tree imports, those of the packages around them included."""
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    found = set()
+    for name in names:
+        first, *rest = name.split(".")
+        if first == mechinterp.__name__:
+            for place in (folder.joinpath(*rest[:i]) for i in range(len(rest) + 1)):
+                found |= {path for path in (place / "__init__.py", place.with_suffix(".py")) if path.is_file()}
+    return found
 
 
 def _bare(path: Path) -> str:
