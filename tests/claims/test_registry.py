@@ -63,6 +63,12 @@ def test_a_silent_change_is_noticed():
     assert "too strict" in str(told.revised[0])
 
 
+@pytest.mark.parametrize("chapter", ["ioi", "copy_suppression", "successor_heads"])
+def test_every_claim_is_stated_for_the_laptop_or_says_why_not(chapter):
+    for entry in CLAIMS[chapter].values():
+        assert (entry.laptop is None) == bool(entry.why_not_laptop), entry.id
+
+
 def unbounded(rule: object, rows: object) -> bool:
     """Whether a rule by rows bounds none of the rows that were measured: a run at that scale would stop there."""
     return isinstance(rule, dict) and isinstance(rows, dict) and "value" not in rows and not set(rule) & set(rows)
