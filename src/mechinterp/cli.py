@@ -180,6 +180,7 @@ def chapter_run(
         from mechinterp.claims import results_folder
         from mechinterp.claims.results import results_path
         from mechinterp.files import atomic_write, check_writable
+        from mechinterp.frozen import written
         from mechinterp.page import to_html
 
         path = (notebook or notebooks.find_chapter(name)).resolve()
@@ -193,13 +194,14 @@ def chapter_run(
         check_writable(page, "choose another with --html")
         if scale != "rehearsal":
             check_writable(results_path(name, scale), "choose another results folder with --results")
-        began = time.perf_counter()
+        began, now = time.perf_counter(), time.time()
         executed = _run_notebook(path, scale)
+        ran = written(name, results_folder(), now) or scale
         page.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(page, to_html(executed, f"{name} at {scale} scale").encode())
-        typer.echo(f"{name} at {scale} scale ran in {time.perf_counter() - began:.0f} s; page: {page}")
-        if scale != "rehearsal" and results_path(name, scale).exists():
-            typer.echo(f"results: {results_path(name, scale)}")
+        atomic_write(page, to_html(executed, f"{name} at {ran} scale").encode())
+        typer.echo(f"{name} at {ran} scale ran in {time.perf_counter() - began:.0f} s; page: {page}")
+        if results_path(name, ran).exists():
+            typer.echo(f"results: {results_path(name, ran)}")
 
 
 def _run_notebook(path: Path, scale: str) -> Any:

@@ -89,7 +89,9 @@ def freeze(notebook: Path) -> Path:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":  # bars and warnings are for whoever runs it, and may name folders of the machine
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
-    scale = _written(name, page.parents[2], now)
+    scale = written(name, page.parents[2], now)
+    if scale is None:
+        raise ValueError(f"chapter {name} ran and recorded no claim: a page shows what its results file says")
     executed.metadata[KEY] = {
         **made_of(notebook),
         "outputs": outputs_hash(executed),
@@ -140,6 +142,15 @@ def stale(notebook: Path) -> str:
     return f"Executed with version {made['version']} on {made['date']}; {' and '.join(changed)} changed since."
 
 
+def written(chapter: str, results: Path, since: float) -> Scale | None:
+    """The scale whose results a run has written since a time (seconds since 1970); None if it recorded no claim.
+
+    Not every chapter has a laptop scale of its own, so that the scale which was asked for may be another.
+    """
+    paths = {scale: results / scale / f"{chapter}.json" for scale in SCALES}
+    return next((scale for scale, path in paths.items() if path.is_file() and path.stat().st_mtime >= since - 1), None)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Freeze what is out of date."""
     parser = argparse.ArgumentParser(prog="python -m mechinterp.frozen", description=__doc__.split("\n")[0])
@@ -157,15 +168,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         page = freeze(notebook)
         print(f"{name}: {page} ({page.stat().st_size / 1e6:.1f} MB, {read(page).metadata[KEY]['seconds']} s)")
     return 0
-
-
-def _written(chapter: str, results: Path, since: float) -> Scale:
-    """The scale whose results a run has just written."""
-    for scale in SCALES:
-        path = results / scale / f"{chapter}.json"
-        if path.is_file() and path.stat().st_mtime >= since - 1:
-            return scale
-    raise ValueError(f"chapter {chapter} ran and recorded no claim: a page shows what its results file says")
 
 
 def _imported(tree: ast.AST, folder: Path) -> set[Path]:

@@ -76,7 +76,7 @@ def test_page(browser: Any, server: str, path: str, width: int, theme: str) -> N
     ("chapter", "plots", "views", "claims"),
     [
         ("01_ioi", 8, 2, 23),
-        ("02_copy_suppression", 7, 0, 22),
+        ("02_copy_suppression", 6, 0, 22),
         ("03_successor_heads", 11, 0, 13),
         ("04_grokking_efficiency", 10, 0, 13),
         ("05_attention_output_saes", 10, 0, 11),
