@@ -200,9 +200,9 @@ def test_facts_of_a_run_are_checked_before_they_are_written(folder, facts, messa
 
 
 def test_devices_and_seeds_of_other_types_are_written_as_json(folder):
-    start(seed=np.int64(3), device=torch.device("cuda", 1)).record("IOI-1", near(5.0))
+    start(seed=np.int64(3), device=torch.device("cuda", 0)).record("IOI-1", near(5.0))
     data = json.loads((folder / "lab/ioi.json").read_text())
-    assert (data["seed"], data["device"]) == (3, "cuda:1")
+    assert (data["seed"], data["device"]) == (3, "cuda:0")
 
 
 def test_a_results_folder_that_is_none_is_noticed_at_the_start(folder, monkeypatch):

@@ -12,7 +12,7 @@ TOKENS = torch.randint(1, 8192, (3, 11), generator=torch.Generator().manual_seed
 
 @pytest.fixture(scope="module")
 def model():
-    return load("lab")
+    return load("lab", device="cpu")
 
 
 def final(model, **options):

@@ -17,7 +17,7 @@ HOOK = "blocks.2.attn.hook_z"
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return load("lab")
+    return load("lab", device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ HOOKS = ("blocks.1.attn.hook_z", "blocks.2.hook_mlp_out", "blocks.2.hook_resid_p
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return load("lab")
+    return load("lab", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_a_store_goes_on_from_anywhere_and_from_its_cache(model: Any, rows: Tens
 @pytest.fixture
 def other() -> Any:
     """A model that may be edited."""
-    return load("lab")
+    return load("lab", device="cpu")
 
 
 EDITS: dict[str, Any] = {
@@ -130,8 +130,9 @@ def test_the_digest_is_made_of_all_that_makes_a_block(other: Any, rows: Tensor, 
     other.register_buffer("mask", torch.ones(2))
     found.append(replace(store).digest)
     assert len(set(found)) == len(found)
-    assert Store(load("lab"), rows, HOOKS[:2], batch=3, block=2, seed=5).digest == found[0], "and of nothing else"
-    assert Store(load("lab"), rows, HOOKS[:2], batch=3, block=2, skip=(0,)).digest == found[0]
+    fresh = load("lab", device="cpu")
+    assert Store(fresh, rows, HOOKS[:2], batch=3, block=2, seed=5).digest == found[0], "and of nothing else"
+    assert Store(fresh, rows, HOOKS[:2], batch=3, block=2, skip=(0,)).digest == found[0]
 
 
 def test_given_activations_are_told_apart_by_every_value() -> None:
@@ -208,7 +209,7 @@ def test_activations_that_are_not_finite_are_refused(bad: float) -> None:
 
 
 def test_a_broken_model_is_refused(rows: Tensor) -> None:
-    broken = load("lab")
+    broken = load("lab", device="cpu")
     broken.blocks[1].mlp.b_out.data[3] = float("nan")
     with pytest.raises(ValueError, match="NaN or infinity"):
         next(Store(broken, rows, HOOKS[1:2], batch=10).batches())
