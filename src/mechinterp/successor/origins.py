@@ -173,7 +173,9 @@ def measured(recipe: Recipe = Recipe()) -> dict[str, list[dict[str, float | None
 
     Errors: `ValueError` if there are none, or they were made by another recipe.
     """
-    found = json.loads(RESULTS.read_text(encoding="utf8")) if RESULTS.exists() else {"recipe": None}
+    found: dict[str, Any] = {"recipe": None}
+    if RESULTS.exists():
+        found = json.loads(RESULTS.read_text(encoding="utf8"))
     if found["recipe"] != asdict(recipe):
         how = "is not there" if found["recipe"] is None else "was made by another recipe"
         command = "python -m mechinterp.successor.origins --out FOLDER --export"
