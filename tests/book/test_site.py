@@ -34,6 +34,16 @@ def test_there_are_pages() -> None:
     assert {"book/intro.html", "book/scoreboard.html", "chapters/01_ioi.html"} <= set(PAGES)
 
 
+CUT_TITLES = """[...document.querySelectorAll('.plotly-graph-div')].flatMap(d => {
+    const plot = d.getBoundingClientRect();
+    return [...d.querySelectorAll('.xtitle, .ytitle')].filter(t => {
+        const r = t.getBoundingClientRect();
+        return r.width && (r.left < plot.left - 1 || r.right > plot.right + 1
+            || r.top < plot.top - 1 || r.bottom > plot.bottom + 1);
+    }).map(t => t.textContent);
+})"""
+
+
 @pytest.mark.parametrize(("path", "width", "theme"), VISITS)
 def test_page(browser: Any, server: str, path: str, width: int, theme: str) -> None:
     visit = Visit(browser, server, path, width, theme)
@@ -50,16 +60,11 @@ def test_page(browser: Any, server: str, path: str, width: int, theme: str) -> N
                 width: d.getBoundingClientRect().width}))"""
         )
         assert all(f["drawn"] and f["wide"] <= 1 and f["width"] > 100 for f in figures), figures
-        cut = visit.page.evaluate(
-            """[...document.querySelectorAll('.plotly-graph-div')].flatMap(d => {
-                const plot = d.getBoundingClientRect();
-                return [...d.querySelectorAll('.xtitle, .ytitle')].filter(t => {
-                    const r = t.getBoundingClientRect();
-                    return r.width && (r.left < plot.left - 1 || r.right > plot.right + 1
-                        || r.top < plot.top - 1 || r.bottom > plot.bottom + 1);
-                }).map(t => t.textContent);
-            })"""
-        )
+        for _ in range(20):  # titles shrink after the figures have been drawn
+            cut = visit.page.evaluate(CUT_TITLES)
+            if not cut:
+                break
+            visit.page.wait_for_timeout(250)
         assert cut == [], "titles of axes that are cut off"
         faint = visit.page.evaluate(FAINT, [TEXTS, 4])
         assert faint == [], faint[:5]
