@@ -40,6 +40,7 @@ RESULTS = Results("ioi", "lab", "0.1.0", {"name": "lab", "sha256": "ab" * 32}, "
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     monkeypatch.setenv("MECHINTERP_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("MECHINTERP_MODEL", "")  # put back afterwards, whatever a command sets
     monkeypatch.chdir(tmp_path)
     for name, value in cli.MALLOC.items():
         monkeypatch.setenv(name, value)
@@ -199,6 +200,27 @@ def test_a_chapter_runs_and_leaves_results_and_a_page(run, tmp_path):
     assert "reproduced" in page
     assert "<math" in page
     assert json.loads((tmp_path / "results/paper/ioi.json").read_text())["claims"]["IOI-1"]["value"]["value"] == 5.0
+
+
+OTHER = """\
+from mechinterp import scales
+from mechinterp.claims import Ledger
+from mechinterp.stats import population
+chapter = scales.setup("ioi", scale=scale, models={"laptop": "smollm2"})
+ledger = Ledger("ioi", scale=chapter.scale, model={"name": chapter.model_name, "sha256": "00" * 32})
+ledger.record("IOI-1", population(5.0, 9, "prompts"))
+"""
+
+
+def test_a_chapter_runs_on_another_model_and_its_results_are_apart(run, tmp_path):
+    write_notebook(tmp_path / "chapters/01_ioi.ipynb", "scale = None", OTHER)
+    (tmp_path / "pyproject.toml").touch()
+    result = run("chapter", "run", "ioi", "--model", "Qwen/Qwen3-0.6B")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "_build/ioi-Qwen3-0.6B.html").is_file()
+    assert "ioi on Qwen3-0.6B ran in" in result.output
+    assert [path.parent.name for path in (tmp_path / "results").glob("*/*.json")] == ["Qwen3-0.6B"]
+    assert run("chapter", "run", "ioi", "--model", "gpt2", "--scale", "paper").exit_code == 2
 
 
 def test_a_failing_cell_is_status_1_and_leaves_no_page(run, tmp_path):

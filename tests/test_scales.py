@@ -99,3 +99,11 @@ def test_a_device_that_is_here_is_taken():
 def test_cuda_on_a_machine_without_is_one_line_with_the_way_out():
     with pytest.raises(ValueError, match=r"no device 'cuda' here, there are cpu.*; choose one of them, or install"):
         setup("ioi", device="cuda")
+
+
+def test_another_model_takes_the_laptops_place_and_no_others(monkeypatch):
+    monkeypatch.setenv("MECHINTERP_MODEL", "gemma3-270m")
+    assert setup("ioi", models={"laptop": "smollm2"}, device="cpu").model_name == "gemma3-270m"
+    for chosen, models in (("lab", {"laptop": "smollm2"}), ("laptop", {})):
+        with pytest.raises(ValueError, match=f"runs no pretrained model at {chosen} scale that gemma3-270m"):
+            setup("ioi", scale=chosen, models=models, device="cpu")

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import mechinterp
-from mechinterp.scales import Scale
+from mechinterp.scales import SCALES, Scale
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="An executable textbook of mechanistic interpretability."
@@ -170,12 +170,18 @@ def chapter_run(
         Scale,
         typer.Option(help="laptop: SmolLM2, CPU; lab: small model; paper: the paper's; rehearsal: random weights."),
     ] = "laptop",
+    model: Annotated[
+        str | None,
+        typer.Option(help="Another model for the laptop: name, hub id, folder or .gguf file; its results are apart."),
+    ] = None,
     notebook: Annotated[Path | None, typer.Option(help="Run this notebook instead of the clone's.")] = None,
     results: Annotated[Path | None, typer.Option(help="Results folder; by default the book's.")] = None,
     html: Annotated[Path | None, typer.Option(help="Page to write; by default _build/NAME-SCALE.html.")] = None,
 ) -> None:
     """Run a chapter headless: writes its results and a standalone HTML page."""
     with _plain_errors():
+        if model is not None and scale != "laptop":
+            raise typer.BadParameter("--model is for laptop scale, whose model it replaces")
         from mechinterp import notebooks
         from mechinterp.claims import results_folder
         from mechinterp.claims.results import results_path
@@ -190,16 +196,20 @@ def chapter_run(
             os.environ["MECHINTERP_RESULTS"] = str(results.resolve())
         else:
             os.environ["MECHINTERP_RESULTS"] = str(results_folder().resolve())
-        page = html or Path("_build") / f"{name}-{scale}.html"
+        if model is not None:
+            os.environ["MECHINTERP_MODEL"] = str(Path(model).resolve()) if Path(model).exists() else model
+        place = scale if model is None else Path(model).name.removesuffix(".gguf")
+        page = html or Path("_build") / f"{name}-{place}.html"
         check_writable(page, "choose another with --html")
         if scale != "rehearsal":
-            check_writable(results_path(name, scale), "choose another results folder with --results")
+            check_writable(results_path(name, place), "choose another results folder with --results")
         began, now = time.perf_counter(), time.time()
         executed = _run_notebook(path, scale)
-        ran = written(name, results_folder(), now) or scale
+        ran = written(name, results_folder(), now) or place
+        of = f"{name} at {ran} scale" if ran in SCALES else f"{name} on {ran}"
         page.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(page, to_html(executed, f"{name} at {ran} scale").encode())
-        typer.echo(f"{name} at {ran} scale ran in {time.perf_counter() - began:.0f} s; page: {page}")
+        atomic_write(page, to_html(executed, of).encode())
+        typer.echo(f"{of} ran in {time.perf_counter() - began:.0f} s; page: {page}")
         if results_path(name, ran).exists():
             typer.echo(f"results: {results_path(name, ran)}")
 

@@ -26,7 +26,6 @@ from mechinterp.claims import CLAIMS
 from mechinterp.claims.results import project_root, read_results, results_path
 from mechinterp.files import atomic_write
 from mechinterp.notebooks import chapter_name, find_chapter, read, run
-from mechinterp.scales import SCALES, Scale
 
 KEY = "mechinterp"
 LARGEST = 3_000_000
@@ -80,6 +79,7 @@ def freeze(notebook: Path) -> Path:
 
     page, name = page_path(notebook), chapter_name(notebook)
     began, now = time.perf_counter(), time.time()
+    os.environ.pop("MECHINTERP_MODEL", None)
     os.environ |= {"MECHINTERP_SITE": "1", "MECHINTERP_RESULTS": str(page.parents[2]), "MECHINTERP_SCALE": "laptop"}
     try:
         executed = run(notebook, {})
@@ -142,13 +142,14 @@ def stale(notebook: Path) -> str:
     return f"Executed with version {made['version']} on {made['date']}; {' and '.join(changed)} changed since."
 
 
-def written(chapter: str, results: Path, since: float) -> Scale | None:
-    """The scale whose results a run has written since a time (seconds since 1970); None if it recorded no claim.
+def written(chapter: str, results: Path, since: float) -> str | None:
+    """The folder (`laptop`) that a run has written results to since a time (seconds since 1970); None if to none.
 
     Not every chapter has a laptop scale of its own, so that the scale which was asked for may be another.
     """
-    paths = {scale: results / scale / f"{chapter}.json" for scale in SCALES}
-    return next((scale for scale, path in paths.items() if path.is_file() and path.stat().st_mtime >= since - 1), None)
+    times = {path.parent.name: path.stat().st_mtime for path in results.glob(f"*/{chapter}.json")}
+    latest = max(times, key=lambda place: times[place], default=None)
+    return latest if latest is not None and times[latest] >= since - 1 else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

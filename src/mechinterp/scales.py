@@ -5,6 +5,8 @@ show. `lab` runs the small model inside the package, in seconds to minutes. `pap
 Hugging Face hub. All run the same code: a chapter asks its `Chapter` for data (a model's name, a number of prompts)
 and never asks which scale it is. `rehearsal` runs the paper's architecture with random weights and tiny sizes; it
 exists for tests and records no claims.
+
+`MECHINTERP_MODEL` (`mechinterp chapter run NAME --model MODEL`) puts another model in SmolLM2's place at laptop scale.
 """
 
 import os
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 Scale = Literal["lab", "laptop", "paper", "rehearsal"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
+LAPTOP_MODEL = "smollm2"
+"""The model of the laptop scale; results of another one go to a folder of their own."""
 T = TypeVar("T")
 
 
@@ -94,12 +98,17 @@ def setup(
         laptop: the scale that a laptop runs without a model of its own: `paper` for a chapter that trains its networks.
         device: overrides the choice above.
 
-    Errors: `ValueError` for an unknown scale, or a device that is not here.
+    Errors: `ValueError` for an unknown scale, a device that is not here, or another model (`MECHINTERP_MODEL`) where
+        the chapter runs no pretrained one.
     """
     import torch
 
     names = {"lab": "lab", "paper": "gpt2", "rehearsal": "rehearsal"} | (models or {})
     chosen = _resolve(scale)
+    if other := os.environ.get("MECHINTERP_MODEL"):
+        if chosen != "laptop" or chosen not in names:
+            raise ValueError(f"chapter {chapter} runs no pretrained model at {chosen} scale that {other} could replace")
+        names[chosen] = other
     if chosen not in names:
         why = "has no run at laptop scale yet" if laptop == "lab" else "needs no pretrained model"
         print(f"chapter {chapter} {why}: it runs at {laptop} scale")

@@ -12,6 +12,7 @@ from mechinterp.attention import effective_embedding
 from mechinterp.copy_suppression import (
     composition_ranks,
     diagonal_ranks,
+    diagonal_within,
     ov_ranks,
     qk_ranks,
     rank_tests,
@@ -63,6 +64,24 @@ def test_effective_embedding_is_block_0_without_attention_and_positions(small: A
     )
 
 
+@given(
+    n=st.integers(1, 40),
+    k=st.integers(1, 6),
+    block=st.integers(1, 50),
+    seed=st.integers(0, 1000),
+    largest=st.booleans(),
+    some=st.booleans(),
+)
+def test_rows_that_are_given_up_early_are_those_that_the_whole_ranking_fails(n, k, block, seed, largest, some) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    # Small integers: many ties, and no rounding.
+    left, right = torch.randint(-3, 4, (2, n, 3), generator=generator).float()
+    tokens = torch.randperm(n, generator=generator)[: max(1, n // 2)] if some else torch.arange(n)
+    passed = diagonal_within(left[tokens], right, k, largest=largest, tokens=tokens, block=block)
+    ranks = torch.tensor(full_ranks(left @ right.T, largest))[tokens]
+    assert passed.tolist() == (ranks <= k).tolist()
+
+
 @pytest.mark.parametrize("head", [Head(0, 1), Head(1, 3)])
 def test_ranks_are_those_of_the_full_matrices(small: Any, head: Head) -> None:
     ee, u = token_vectors(small, "W_EE"), token_vectors(small, "W_U")
@@ -100,6 +119,9 @@ def test_the_suppressor_passes_both_tests_and_the_others_one() -> None:
 
 def test_random_weights_pass_at_the_rate_of_chance(small: Any) -> None:
     result = rank_tests(small, k=10, progress=False)
+    one = Head(1, 2)
+    assert result.ov[one] == (ov_ranks(small, one) <= 10).float().mean()
+    assert result.qk[one] == (qk_ranks(small, one) == 1).float().mean()
     assert result.ov.mean() == pytest.approx(10 / 300, abs=0.02)
     assert result.qk.mean() == pytest.approx(1 / 300, abs=0.02)
     some = rank_tests(small, [Head(1, 1)], k=10, progress=False)

@@ -126,6 +126,19 @@ def test_an_attention_view_refuses_another_shape() -> None:
         viz.attention(torch.eye(3)[None], TOKENS, ["0.1"], caption="c")
 
 
+def test_a_menu_shows_one_explorer_and_keeps_all() -> None:
+    parts = {
+        name: viz.token_explorer(TOKENS, [{"looks at": [name]}] * len(TOKENS), caption=name)
+        for name in ("a<b", "second")
+    }
+    html = viz.menu(parts)._repr_html_()
+    assert html.count("<option>") == html.count("mi-explorer") == 2
+    assert "<option>a&lt;b</option>" in html
+    assert html.count("<div hidden>") == 1
+    with pytest.raises(ValueError, match="at least one explorer"):
+        viz.menu({})
+
+
 def test_the_explorer_is_whole_and_keeps_every_view() -> None:
     views = [{"looks at": [(0, 0.5)], "lowers": [("</script>", -1.0)], "predicted": ["<b>"]} for _ in TOKENS]
     html = viz.token_explorer(TOKENS, views, caption="c")._repr_html_()

@@ -8,6 +8,7 @@ one value a claim; the verdict follows from the expectation and nobody writes it
 'the model prefers the indirect object to the subject'
 """
 
+from mechinterp.claims.beside import beside
 from mechinterp.claims.compare import Change, compare
 from mechinterp.claims.expectations import Expectation, Includes, Range, SameSet, Size
 from mechinterp.claims.ledger import Card, Ledger, Table
@@ -38,6 +39,7 @@ __all__ = [
     "Size",
     "Table",
     "Value",
+    "beside",
     "compare",
     "find_claim",
     "read_results",

@@ -160,7 +160,7 @@ class Ledger:
             environment=environment(str(device)),
             contributor=os.environ.get("MECHINTERP_CONTRIBUTOR", ""),
         )
-        path = results_path(chapter, scale)
+        path = results_path(chapter, self._results.place)
         if scale != "rehearsal":
             check_writable(path, "choose another results folder with --results or MECHINTERP_RESULTS")
         if scale != "rehearsal" and path.exists():

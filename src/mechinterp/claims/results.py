@@ -1,4 +1,7 @@
-"""Results files: `results/<scale>/<chapter>.json`, whole or not there."""
+"""Results files: `results/<scale>/<chapter>.json`, whole or not there.
+
+What another model than SmolLM2 gave at laptop scale is in a folder of that model's name.
+"""
 
 import errno
 import json
@@ -13,7 +16,7 @@ from typing import Any
 from mechinterp.claims.nulls import Null
 from mechinterp.claims.values import Value, from_json, to_json
 from mechinterp.files import atomic_write
-from mechinterp.scales import SCALES
+from mechinterp.scales import LAPTOP_MODEL, SCALES
 
 SCHEMA = 2
 VERDICTS = ("reproduced", "not reproduced", "undecided", "absent here", "not asked here")
@@ -90,6 +93,17 @@ class Results:
         if not all(isinstance(word, str) for word in (*words, self.contributor)):
             raise ValueError(f"environment and contributor are text, not {self.environment!r}, {self.contributor!r}")
 
+    @property
+    def place(self) -> str:
+        """The folder that they are in: the scale, or at laptop scale the name of a model that is not SmolLM2.
+
+        >>> facts = dict(chapter="ioi", scale="laptop", version="1", device="cpu", seed=0)
+        >>> Results(**facts, model={"name": "Qwen/Qwen3-0.6B", "sha256": "0" * 64}).place
+        'Qwen3-0.6B'
+        """
+        name = self.model["name"]
+        return self.scale if self.scale != "laptop" or name == LAPTOP_MODEL else Path(name).name.removesuffix(".gguf")
+
     def with_entry(self, id: str, entry: Entry) -> "Results":
         """The same results with one claim added or replaced."""
         return replace(self, claims=self.claims | {id: entry})
@@ -134,9 +148,9 @@ def readable_folder(folder: Path | None = None) -> Path:
     return folder
 
 
-def results_path(chapter: str, scale: str, folder: Path | None = None) -> Path:
-    """The file of one chapter at one scale."""
-    return (folder or results_folder()) / scale / f"{chapter}.json"
+def results_path(chapter: str, place: str, folder: Path | None = None) -> Path:
+    """The file of one chapter at one scale, or of another model (`Results.place`)."""
+    return (folder or results_folder()) / place / f"{chapter}.json"
 
 
 def write_results(results: Results, folder: Path | None = None) -> Path:
@@ -144,7 +158,7 @@ def write_results(results: Results, folder: Path | None = None) -> Path:
 
     Errors: `OSError` naming the file, the cause and the way out if it cannot be written; an old file is kept.
     """
-    path = results_path(results.chapter, results.scale, folder)
+    path = results_path(results.chapter, results.place, folder)
     data = {"schema": SCHEMA} | {name: getattr(results, name) for name in _FIELDS[1:-1]}
     data |= {name: getattr(results, name) for name in _OPTIONAL if getattr(results, name)}
     data["claims"] = {

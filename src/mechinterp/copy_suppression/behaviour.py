@@ -126,10 +126,15 @@ def cases(
     k: int = 10,
     most_attended: int = 2,
     means: Mapping[Head, Float[Tensor, "pos d_head"]] | None = None,
+    paths: Paths | None = None,
 ) -> Cases:
-    """The three conditions at every token. The last position, whose target is not there, has no increase."""
+    """The three conditions at every token. The last position, whose target is not there, has no increase.
+
+    Args:
+        paths: `head_paths` of this head and text, if they have been measured; half of the time goes into them.
+    """
     [(layer, index)] = check_heads(model, [head])
-    paths = head_paths(model, tokens, head, means=means)
+    paths = head_paths(model, tokens, head, means=means) if paths is None else paths
     rows = []
     write = _writes(model, Head(layer, index))
     for record in records(model, tokens, [layer]):

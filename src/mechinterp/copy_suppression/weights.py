@@ -10,12 +10,12 @@ second is another matrix at every distance, so its diagonal is ranked at each (`
 were averaged over distances would be the rank of a head that does not exist. Norms of queries and keys are applied.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechinterp.anatomy import Anatomy, Input, Layer
@@ -30,7 +30,7 @@ DISTANCES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 @torch.no_grad()
 def diagonal_ranks(
-    left: Float[Tensor, "token d"],
+    left: Float[Tensor, "row d"],
     right: Float[Tensor, "token d"],
     offset: Float[Tensor, " token"] | None = None,
     *,
@@ -43,7 +43,7 @@ def diagonal_ranks(
     Ties do not count against the diagonal.
 
     Args:
-        tokens: which rows to rank, against all columns; None for all of them.
+        tokens: the column that is each row's own; by default the row's number.
         offset: added to every row (what the bias of the query adds to each key).
         block: rows at a time. Memory: block · tokens floats.
 
@@ -55,7 +55,6 @@ def diagonal_ranks(
     # Buffers for all blocks: fresh memory for each would cost more time than the products. Flags are floats because
     # torch adds up booleans ten times slower; counts below 2²⁴ are exact.
     own_columns = torch.arange(len(left), device=left.device) if tokens is None else tokens.to(left.device)
-    left = left if tokens is None else left[own_columns]
     table = left.new_empty(min(block, len(left)), len(right))
     passed = torch.empty_like(table)
     columns, ranks = right.T.contiguous(), []
@@ -68,6 +67,43 @@ def diagonal_ranks(
         better = torch.gt(rows, own, out=passed[:size]) if largest else torch.lt(rows, own, out=passed[:size])
         ranks.append(better.sum(1).long() + 1)
     return torch.cat(ranks)
+
+
+@torch.no_grad()
+def diagonal_within(
+    left: Float[Tensor, "row d"],
+    right: Float[Tensor, "token d"],
+    k: int,
+    *,
+    largest: bool = True,
+    tokens: Int[Tensor, " row"] | None = None,
+    block: int = 4096,
+) -> Bool[Tensor, " row"]:
+    """Whether the diagonal is among the k first of its row: what `diagonal_ranks(...) <= k` says, sooner.
+
+    Columns are taken in blocks, small ones first, and a row is given up as soon as k columns are better: a head that
+    fails costs a few per cent of its ranks.
+
+    Args:
+        block: columns at a time, in the end. Memory: rows · block floats.
+
+    >>> diagonal_within(torch.eye(3), torch.tensor([[1.0, 0, 0], [2, 1, 0], [0, 0, 1]]), 1)
+    tensor([False,  True,  True])
+    """
+    alive = torch.arange(len(left), device=left.device)
+    columns = alive if tokens is None else tokens.to(left.device)
+    own, better = (left * right[columns]).sum(-1, keepdim=True), torch.zeros_like(columns)
+    start, width = 0, min(256, block)
+    while start < len(right) and len(alive):
+        scores = left[alive] @ right[start : start + width].T
+        beaten = scores > own[alive] if largest else scores < own[alive]
+        here = columns[alive] - start
+        inside = ((here >= 0) & (here < scores.shape[1])).nonzero()[:, 0]
+        beaten[inside, here[inside]] = False  # no token is better than itself, whatever rounding says
+        better[alive] += beaten.sum(1)
+        alive = alive[better[alive] < k]
+        start, width = start + scores.shape[1], min(2 * width, block)
+    return better < k
 
 
 def token_vectors(model: Any, side: Side) -> Float[Tensor, "token d_model"]:
@@ -104,13 +140,8 @@ def ov_ranks(
         keys: what stands at the attended position; by default the effective embedding.
         tokens: rows to rank against the whole vocabulary (a sample); None for all.
     """
-    [(index, h)] = check_heads(model, [head])
-    anatomy = Anatomy.of(model)
-    layer = anatomy.layers[index]
-    x = token_vectors(model, "W_EE") if keys is None else keys
-    # A positive factor of a row, such as a norm's scale, does not change its ranks.
-    read, write = x @ layer.W_V(h), layer.writes(h) @ anatomy.directions().T
-    return diagonal_ranks(read, write.T.contiguous(), largest=False, tokens=_rows(anatomy, tokens), block=block)
+    rows = _rows(Anatomy.of(model), tokens)
+    return diagonal_ranks(*_ov(model, head, keys, rows), largest=False, tokens=rows, block=block)
 
 
 @torch.no_grad()
@@ -160,6 +191,35 @@ def qk_ranks_at(
 
     Errors: `ValueError` for a distance that the head cannot see.
     """
+    rows = _rows(Anatomy.of(model), tokens)
+    found: list[Tensor] = []
+    for query, key in _qk(model, head, distances, queries, keys, rows, biases):
+        found.append(diagonal_ranks(query, key, tokens=rows, block=block) if query is not None else found[0])
+    return torch.stack(found)
+
+
+def _ov(
+    model: Any, head: Head, keys: Tensor | None, rows: Tensor | None
+) -> tuple[Float[Tensor, "row d"], Float[Tensor, "token d"]]:
+    """Factors of the OV matrix: what a token at the attended position gives to the head, what the head writes."""
+    [(index, h)] = check_heads(model, [head])
+    anatomy = Anatomy.of(model)
+    layer = anatomy.layers[index]
+    x = token_vectors(model, "W_EE") if keys is None else keys
+    # A positive factor of a row, such as a norm's scale, does not change its ranks.
+    return (x if rows is None else x[rows]) @ layer.W_V(h), anatomy.directions() @ layer.writes(h).T
+
+
+def _qk(
+    model: Any,
+    head: Head,
+    distances: Sequence[int],
+    queries: Tensor | None,
+    keys: Tensor | None,
+    rows: Tensor | None,
+    biases: bool = False,
+) -> Iterator[tuple[Float[Tensor, "row d"] | None, Float[Tensor, "token d"]]]:
+    """Factors of the QK matrix at each distance: queries and keys; no queries where they are those of the first."""
     [(index, h)] = check_heads(model, [head])
     anatomy = Anatomy.of(model)
     layer = anatomy.layers[index]
@@ -167,16 +227,11 @@ def qk_ranks_at(
     if far or not len(distances):
         raise ValueError(f"{Head(index, h)} cannot see {far or 'no'} positions back; give distances within its window")
     q = token_vectors(model, "W_U") if queries is None else queries
-    k = token_vectors(model, "W_EE") if keys is None else keys
-    rows, key = _rows(anatomy, tokens), _ready(layer, "k", k, h, 0, biases)
-    found: list[Tensor] = []
-    for distance in distances:
-        if found and layer.rotary is None:
-            found.append(found[0])
-            continue
-        query = _ready(layer, "q", q, h, distance, biases)
-        found.append(diagonal_ranks(query, key, largest=True, tokens=rows, block=block))
-    return torch.stack(found)
+    q = q if rows is None else q[rows]
+    key = _ready(layer, "k", token_vectors(model, "W_EE") if keys is None else keys, h, 0, biases)
+    for i, distance in enumerate(distances):
+        same = i > 0 and layer.rotary is None
+        yield None if same else _ready(layer, "q", q, h, distance, biases), key
 
 
 def _ready(
@@ -193,9 +248,10 @@ def _ready(
 
 
 def _rows(anatomy: Anatomy, tokens: Tensor | None) -> Tensor | None:
-    if tokens is not None:
-        check_ids(anatomy.size, tokens)
-    return tokens
+    if tokens is None:
+        return None
+    check_ids(anatomy.size, tokens)
+    return tokens.to(anatomy.W_U.device)
 
 
 def distance_weights(text: Int[Tensor, "doc pos"], distances: Sequence[int] = DISTANCES) -> Float[Tensor, " distance"]:
@@ -256,7 +312,6 @@ def rank_tests(
     tokens: Int[Tensor, " row"] | None = None,
     distances: Sequence[int] = DISTANCES,
     weights: Float[Tensor, " distance"] | None = None,
-    block: int = 256,
     progress: bool = True,
 ) -> RankTests:
     """Both tests for every head (or some; the others stay 0). Embeddings are made once.
@@ -267,7 +322,7 @@ def rank_tests(
             equally by default. Distances that a head's window or the context does not reach are left out; without
             rotary positions all of them say the same.
 
-    Memory: block · vocabulary floats. At GPT-2's vocabulary a head takes some seconds on two cores.
+    Memory: 4096 floats a row. Rows are given up early (`diagonal_within`), so a head that is none costs little.
 
     Errors: `ValueError` for weights of another shape, or none within a head's window.
     """
@@ -286,16 +341,18 @@ def rank_tests(
         distances, shares = (0,), torch.ones(1)
     ov, qk = torch.zeros(sizes.n_layers, sizes.n_heads), torch.zeros(sizes.n_layers, sizes.n_heads)
     qk_at = torch.zeros(len(distances), sizes.n_layers, sizes.n_heads)
-    options: dict[str, Any] = dict(tokens=tokens, block=block)
+    rows = _rows(anatomy, tokens)
     for head in tqdm(chosen, desc="rank tests", unit="head", disable=not progress):
-        ov[head] = (ov_ranks(model, head, keys=keys, **options) <= k).float().mean()
+        ov[head] = diagonal_within(*_ov(model, head, keys, rows), k, largest=False, tokens=rows).float().mean()
         reach = min(sizes.n_ctx, anatomy.layers[head.layer].window or sizes.n_ctx)
         seen = [i for i, d in enumerate(distances) if d < reach]
         if not float(shares[seen].sum()) > 0:
             raise ValueError(f"{head} sees none of the distances that have weight; give some below {reach}")
-        ranks = qk_ranks_at(model, head, [distances[i] for i in seen], queries=queries, keys=keys, **options)
-        for i, row in zip(seen, ranks, strict=True):
-            qk_at[i, head.layer, head.head] = (row == 1).float().mean()
+        first: list[Tensor] = []
+        for query, key in _qk(model, head, [distances[i] for i in seen], queries, keys, rows):
+            passed = first[0] if query is None else diagonal_within(query, key, 1, tokens=rows).float().mean()
+            first.append(passed)
+        qk_at[seen, head.layer, head.head] = torch.stack(first).cpu()
         own = shares[seen] / shares[seen].sum()
         qk[head] = (qk_at[seen, head.layer, head.head] * own).sum()
     return RankTests(ov, qk, k, len(keys), len(keys) if tokens is None else len(tokens), qk_at)

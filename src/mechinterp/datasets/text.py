@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mechinterp.datasets.generated import MIXTURE, VOCABULARY
+from mechinterp.datasets.generated import MIXTURE, VOCABULARY, no_repeats, shuffled_rows
 
 
 def sample() -> list[str]:
@@ -21,6 +21,36 @@ def sample() -> list[str]:
     """
     text = files("mechinterp.datasets").joinpath("sample.txt").read_text(encoding="utf8")
     return text.strip().split("\n\n")
+
+
+def dialogue(least: int = 12) -> tuple[list[str], list[str]]:
+    """The passages of `sample` that are mostly talk (at least so many quotation marks), and the other ones.
+
+    >>> [len(part) for part in dialogue()]
+    [19, 29]
+    """
+    texts = sample()
+    talk = [text for text in texts if sum(text.count(mark) for mark in ('"', "“", "”")) >= least]
+    return talk, [text for text in texts if text not in talk]
+
+
+def lists(n: int, *, items: int = 300, seed: int = 0) -> list[str]:
+    """`n` texts that are nothing but lists: items of one class drawn without repetition, and rows that permute a set.
+
+    Args:
+        items: how many a text has at least; repetition is frequent between its lists and absent within them.
+
+    >>> lists(1)[0][:60]
+    'eighth, seventh, third, sixth, fifth, first, fourth, second;'
+    """
+    rng, texts = np.random.default_rng(seed), []
+    for _ in range(n):
+        text = ""
+        while text.count(",") < items:
+            kind = (no_repeats, shuffled_rows)[rng.integers(2)]
+            text += "".join(str(piece) for piece in kind(rng, lambda k: [])) + "\n"
+        texts.append(text.strip())
+    return texts
 
 
 def from_hub(name: str, *, column: str = "text", documents: int = 1000) -> list[str]:

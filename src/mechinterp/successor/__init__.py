@@ -10,6 +10,7 @@ from mechinterp.successor.features import (
     residue_features,
     train_dictionaries,
 )
+from mechinterp.successor.lists import continuations, disorder
 from mechinterp.successor.natural import (
     CATEGORIES,
     Shares,
@@ -50,8 +51,10 @@ __all__ = [
     "class_logits",
     "class_of",
     "classes",
+    "continuations",
     "decompose",
     "direct_effects",
+    "disorder",
     "greater_than_bias",
     "head_logits",
     "linear_probe",

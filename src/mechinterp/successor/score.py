@@ -21,6 +21,8 @@ from mechinterp.anatomy import Anatomy
 from mechinterp.attention import effective_embedding
 from mechinterp.datasets.ordinals import TASKS, Task, single_tokens
 from mechinterp.heads import Head, check_heads
+from mechinterp.patching.checks import check_text
+from mechinterp.patching.engine import trace
 from mechinterp.stats import Estimate, population
 
 
@@ -49,9 +51,14 @@ class Class:
 def class_of(tokenizer: PreTrainedTokenizerBase, task: Task, *, space: bool = True) -> Class:
     """The single-token part of a task, words with a leading space or without.
 
+    Numbers of a tokenizer that splits them (Llama, SmolLM2, Gemma) are its digits, which stand behind a space token in
+    a text and have none of their own.
+
     Errors: `ValueError` if fewer than three words are single tokens.
     """
     kept = single_tokens(tokenizer, task, space=space)
+    if space and len(kept) < 3 and all(word.isdecimal() for word in task.words):
+        kept = single_tokens(tokenizer, task, space=False)
     if len(kept) < 3:
         raise ValueError(
             f"task {task.name!r} has {len(kept)} of {len(task.words)} words that are single tokens of this tokenizer, "
@@ -166,11 +173,14 @@ def successor_scores(
     embedding: bool = True,
     space: bool = True,
     skip_missing: bool = False,
+    context: Int[Tensor, "doc pos"] | None = None,
 ) -> SuccessorScores:
     """The successor score of every head for every task, from weights alone.
 
     Args:
         embedding: see `representations`. space: words with a leading space.
+        context: a text that has the words, such as `disorder` gives; a head then reads the mean stream before its own
+            layer at a word's places, instead of `representations`. First positions do not count.
         skip_missing: leave out tasks that the tokenizer lacks instead of refusing.
 
     Errors: `ValueError` for a task with fewer than three single-token words, or if no task is left.
@@ -183,12 +193,45 @@ def successor_scores(
     if not chosen:
         raise ValueError(f"this tokenizer has none of the tasks {', '.join(tasks)} as single tokens")
     hits, chance = {}, {}
+    streams = None if context is None else _streams(model, context, torch.cat([words.ids for words in chosen]))
     for words in chosen:
-        logits = class_logits(model, representations(model, words.ids, embedding=embedding), words.ids)
+        if streams is None:
+            logits = class_logits(model, representations(model, words.ids, embedding=embedding), words.ids)
+        else:
+            logits = _logits_in_context(model, streams, words.ids)
         target = words.target.to(logits.device)
         hits[words.task] = (logits[:, :, words.source].argmax(-1) == target).cpu()
         chance[words.task] = 1 / len(words.words)
     return SuccessorScores(hits, chance)
+
+
+@torch.no_grad()
+def _streams(model: Any, text: Int[Tensor, "doc pos"], ids: Tensor) -> dict[int, Float[Tensor, "layer d_model"]]:
+    """By token, the mean stream before every layer at its places in a text.
+
+    Errors: `ValueError` for a token that the text does not have.
+    """
+    anatomy = check_text(model, text)
+    total: dict[int, Tensor] = {}
+    count: dict[int, int] = {}
+    for row in text:
+        got = trace(anatomy, row[None], lambda name, i, x: x[0] if name == "resid_pre" else None)
+        stream = torch.stack([got["resid_pre", i] for i in range(anatomy.size.n_layers)], 1)
+        for place, token in enumerate(row.tolist()):
+            if place:
+                total[token] = total.get(token, 0) + stream[place]
+                count[token] = count.get(token, 0) + 1
+    missing = sorted(set(ids.tolist()) - set(count))
+    if missing:
+        raise ValueError(f"the context lacks {model.tokenizer.decode(missing[:5])!r}; give one that has every word")
+    return {token: total[token] / count[token] for token in set(ids.tolist())}
+
+
+def _logits_in_context(model: Any, streams: dict[int, Tensor], ids: Tensor) -> Float[Tensor, "layer head word out"]:
+    anatomy = Anatomy.of(model)
+    x = torch.stack([streams[token] for token in ids.tolist()], 1)  # layer, word, d_model
+    rows = [_head_logits(anatomy, head, x[head.layer], ids, True) for head in anatomy.size.heads]
+    return torch.stack(rows).unflatten(0, (anatomy.size.n_layers, anatomy.size.n_heads))
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Every figure in one house style: functions of tensors, each with a caption in words."""
 
 from mechinterp.viz.attention import AttentionView, attention
-from mechinterp.viz.explorer import TokenExplorer, token_explorer
+from mechinterp.viz.explorer import Menu, TokenExplorer, menu, token_explorer
 from mechinterp.viz.figure import Figure
 from mechinterp.viz.plots import (
     attention_map,
@@ -18,6 +18,7 @@ from mechinterp.viz.plots import (
 __all__ = [
     "AttentionView",
     "Figure",
+    "Menu",
     "TokenExplorer",
     "attention",
     "attention_map",
@@ -26,6 +27,7 @@ __all__ = [
     "curves",
     "head_map",
     "histogram",
+    "menu",
     "moving_points",
     "scatter",
     "token_explorer",

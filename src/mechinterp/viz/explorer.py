@@ -63,6 +63,48 @@ class TokenExplorer:
         return with_caption(body, self.caption)
 
 
+_MENU = """
+(() => {
+  const root = document.getElementById("NAME"), menu = root.querySelector("select");
+  const parts = [...root.querySelectorAll(":scope > div")];
+  menu.addEventListener("change", () => parts.forEach((part, i) => { part.hidden = i !== menu.selectedIndex; }));
+})();
+"""
+
+
+@dataclass(frozen=True)
+class Menu:
+    """Several explorers, one of them on the page."""
+
+    parts: Mapping[str, TokenExplorer]
+    label: str
+
+    def _repr_html_(self) -> str:
+        name = f"menu-{uuid4().hex[:12]}"
+        options = "".join(f"<option>{escape(title)}</option>" for title in self.parts)
+        parts = "".join(
+            f"<div{' hidden' if i else ''}>{part._repr_html_()}</div>" for i, part in enumerate(self.parts.values())
+        )
+        chooser = f'<select style="max-width:100%">{options}</select>'
+        return (
+            f'<div id="{name}" class="mi-menu"><label>{escape(self.label)} {chooser}</label>{parts}'
+            f"<script>{_MENU.replace('NAME', name)}</script></div>"
+        )
+
+
+def menu(parts: Mapping[str, TokenExplorer], *, label: str = "Text:") -> Menu:
+    """Explorers of several texts behind a menu; the first one is shown. Needs no kernel and no network.
+
+    Args:
+        parts: by what the menu calls them.
+
+    Errors: `ValueError` for no parts.
+    """
+    if not parts:
+        raise ValueError("a menu needs at least one explorer")
+    return Menu(dict(parts), label)
+
+
 def token_explorer(
     tokens: Sequence[str], views: Sequence[Mapping[str, Sequence[Any]]], *, caption: str, start: int | None = None
 ) -> TokenExplorer:
