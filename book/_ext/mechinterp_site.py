@@ -15,6 +15,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from mechinterp import frozen, notebooks, viz
+from mechinterp.claims.beside import beside
 from mechinterp.claims.scoreboard import scoreboard, summary
 from mechinterp.grokking import sweeps
 
@@ -39,6 +40,21 @@ class Scoreboard(SphinxDirective):
             return [nodes.raw("", summary(source / "results"), format="html")]
         html = scoreboard(source / "results", pages=chapter_pages(source))
         return [nodes.raw("", html, format="html")]
+
+
+class Beside(SphinxDirective):
+    """`{beside} ioi IOI-1 IOI-4`: some claims of a chapter, for every model whose results are committed."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        """Read `results/` beside the source tree."""
+        chapter, *ids = self.arguments[0].split()
+        folder = Path(self.env.srcdir) / "results"
+        for path in folder.glob(f"*/{chapter}.json"):
+            self.env.note_dependency(str(path))
+        return [nodes.raw("", beside(chapter, ids, folder), format="html")]
 
 
 def chapter_pages(source: Path) -> dict[str, str]:
@@ -208,6 +224,7 @@ def collect_scripts(app: Sphinx) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the directives and hooks."""
+    app.add_directive("beside", Beside)
     app.add_directive("scoreboard", Scoreboard)
     app.add_directive("model-card", ModelCard)
     app.add_directive("first-figure", FirstFigure)
