@@ -1,12 +1,14 @@
 """Successor scores against loops over words; on an exact successor head; at chance on random weights."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from mechinterp import successor as su
 from mechinterp.datasets.ordinals import TASKS
 from mechinterp.heads import Head, all_heads
 from mechinterp.models import organisms, to_bridge
@@ -147,3 +149,14 @@ def test_other_ways_to_write_a_word(lab: Any) -> None:
     assert lab.tokenizer.decode([int(bare.ids[0])]) == bare.words[0]
     with pytest.raises(ValueError, match="single tokens"):
         class_of(lab.tokenizer, upper["number words"])
+
+
+def test_what_a_head_says_does_not_depend_on_the_order_of_the_list(lab):
+    backwards = {name: replace(task, words=task.words[::-1]) for name, task in TASKS.items()}
+    for tasks, scores in zip((TASKS, backwards), su.reordered_scores(lab, [TASKS, backwards]), strict=True):
+        expected = su.successor_scores(lab, tasks)
+        assert scores.chance == expected.chance
+        for name, hits in expected.hits.items():
+            assert torch.equal(scores.hits[name], hits), name
+    with pytest.raises(ValueError, match="the orders of days have different words"):
+        su.reordered_scores(lab, [TASKS, TASKS | {"days": replace(TASKS["days"], words=TASKS["days"].words[:5])}])

@@ -143,7 +143,8 @@ def class_logits(
             the highest; without, x is taken for the normalised stream.
     """
     anatomy = Anatomy.of(model)
-    rows = [_head_logits(anatomy, head, x, ids, norm) for head in anatomy.size.heads]
+    outs = anatomy.directions(ids.to(anatomy.device))
+    rows = [_head_logits(anatomy, head, x, outs, norm) for head in anatomy.size.heads]
     return torch.stack(rows).unflatten(0, (anatomy.size.n_layers, anatomy.size.n_heads))
 
 
@@ -156,14 +157,14 @@ def head_logits(
     Errors: `ValueError` for a head that the model does not have.
     """
     [head] = check_heads(model, [head])
-    return _head_logits(Anatomy.of(model), head, x, ids, norm)
+    anatomy = Anatomy.of(model)
+    return _head_logits(anatomy, head, x, anatomy.directions(ids.to(anatomy.device)), norm)
 
 
-def _head_logits(anatomy: Anatomy, head: Head, x: Tensor, ids: Tensor, norm: bool) -> Float[Tensor, "word out"]:
+def _head_logits(anatomy: Anatomy, head: Head, x: Tensor, outs: Tensor, norm: bool) -> Float[Tensor, "word out"]:
     layer = anatomy.layers[head.layer]
     unit = layer.norm1.unit(x) if norm else x
-    write = layer.writes(head.head) @ anatomy.directions(ids.to(anatomy.device)).T
-    return unit @ layer.W_V(head.head) @ write
+    return unit @ layer.W_V(head.head) @ (layer.writes(head.head) @ outs.T)
 
 
 def successor_scores(
@@ -205,6 +206,42 @@ def successor_scores(
     return SuccessorScores(hits, chance)
 
 
+def reordered_scores(
+    model: Any, orders: Iterable[Mapping[str, Task]], *, skip_missing: bool = False
+) -> list[SuccessorScores]:
+    """`successor_scores` of the same words in other orders: what a head says to a word does not depend on them.
+
+    Args:
+        orders: tasks whose lists have the same words throughout, such as shuffles of `TASKS`. At least one.
+
+    Errors: as `successor_scores`; `ValueError` for a list with other words than the first order's.
+    """
+    said: dict[str, dict[int, Tensor]] = {}
+    found = []
+    for tasks in orders:
+        chosen = (
+            classes(model.tokenizer, tasks)[0]
+            if skip_missing
+            else [class_of(model.tokenizer, task) for task in tasks.values()]
+        )
+        if not chosen:
+            raise ValueError(f"this tokenizer has none of the tasks {', '.join(tasks)} as single tokens")
+        hits, chance = {}, {}
+        for words in chosen:
+            if words.task not in said:
+                logits = class_logits(model, representations(model, words.ids), words.ids).cpu()
+                tokens = words.ids[logits.argmax(-1)].unbind(-1)
+                said[words.task] = dict(zip(words.ids.tolist(), tokens, strict=True))
+            known = said[words.task]
+            if set(known) != set(words.ids.tolist()):
+                raise ValueError(f"the orders of {words.task} have different words")
+            answers = torch.stack([known[token] for token in words.ids[words.source].tolist()], -1)
+            hits[words.task] = answers == words.ids[words.target]
+            chance[words.task] = 1 / len(words.words)
+        found.append(SuccessorScores(hits, chance))
+    return found
+
+
 @torch.no_grad()
 def _streams(model: Any, text: Int[Tensor, "doc pos"], ids: Tensor) -> dict[int, Float[Tensor, "layer d_model"]]:
     """By token, the mean stream before every layer at its places in a text.
@@ -230,7 +267,8 @@ def _streams(model: Any, text: Int[Tensor, "doc pos"], ids: Tensor) -> dict[int,
 def _logits_in_context(model: Any, streams: dict[int, Tensor], ids: Tensor) -> Float[Tensor, "layer head word out"]:
     anatomy = Anatomy.of(model)
     x = torch.stack([streams[token] for token in ids.tolist()], 1)  # layer, word, d_model
-    rows = [_head_logits(anatomy, head, x[head.layer], ids, True) for head in anatomy.size.heads]
+    outs = anatomy.directions(ids.to(anatomy.device))
+    rows = [_head_logits(anatomy, head, x[head.layer], outs, True) for head in anatomy.size.heads]
     return torch.stack(rows).unflatten(0, (anatomy.size.n_layers, anatomy.size.n_heads))
 
 
