@@ -82,6 +82,23 @@ def test_successor_scores(family: tuple[Any, Slow], embedding: bool) -> None:
                     assert bool(ours.hits[name][head][pair]) == bool(row[target] > others)
 
 
+def test_scores_in_a_context(family: tuple[Any, Slow]) -> None:
+    model, slow = family
+    words = successor.class_of(model.tokenizer, LETTERS, space=False)
+    rows = [words.ids[torch.randperm(12, generator=torch.Generator().manual_seed(i))[:9]] for i in range(6)]
+    text = torch.stack([torch.cat([torch.tensor([7]), row]) for row in rows])
+    assert torch.isin(words.ids, text).all()
+    ours = successor.successor_scores(model, {"letters": LETTERS}, space=False, context=text).hits["letters"]
+    other = Slow(slow.name, text)
+    for head in TESTED:
+        stream = other.centred(other.got["resid_pre", head.layer])[:, 1:]
+        x = torch.stack([stream[text[:, 1:] == token].mean(0) for token in words.ids])
+        logits = ov_logits(slow, head, slow.normal(head.layer, x), words.ids)[words.source]
+        gap = logits.topk(2).values.diff().abs()[:, 0]
+        right = logits.argmax(-1) == words.target
+        assert ours[head][gap > 1e-5].tolist() == right[gap > 1e-5].tolist()
+
+
 def test_heads_that_know_nothing_score_like_chance(family: tuple[Any, Slow]) -> None:
     """The null: the weights are random."""
     model, _ = family

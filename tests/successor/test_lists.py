@@ -43,6 +43,9 @@ def test_disorder_has_all_words_equally_often_and_in_no_order(lab):
     words = su.class_of(lab.tokenizer, TASKS["days"])
     counts = torch.stack([(rows == i).sum() for i in words.ids])
     assert counts.min() > 0.85 * counts.max()
+    every = su.disorder(lab.tokenizer, n=2)
+    ids = torch.cat([su.class_of(lab.tokenizer, task).ids for task in TASKS.values()])
+    assert torch.isin(ids, every).all(), "each word is somewhere"
     listed = [[i for i in row if i in words.ids.tolist()] for row in rows.tolist()]
     place = {int(i): k for k, i in enumerate(words.ids)}
     follows = [(place[b] - place[a]) % 7 == 1 for row in listed for a, b in pairwise(row)]

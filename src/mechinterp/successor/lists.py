@@ -60,22 +60,22 @@ def continuations(
 def disorder(
     tokenizer: PreTrainedTokenizerBase, tasks: Mapping[str, Task] = TASKS, *, n: int = 8, seed: int = 0
 ) -> Int[Tensor, "list pos"]:
-    """`n` lists of every task's words, all of them, in random order: contexts in which no word tells the next one.
+    """Lists of every task's words in random order, each word `n` times or more: no word tells the next one.
 
-    Rows are as long as the shortest: the words' order is random, so that each is cut off as often as any other.
+    A row has forty words; where these have more tokens than elsewhere it is cut, so that all rows are equally long.
 
     Errors: `ValueError` if the tokenizer has none of the tasks.
     """
     generator, rows = torch.Generator().manual_seed(seed), []
     start = bos_id(tokenizer)
     for words in classes(tokenizer, tasks)[0]:
-        for _ in range(n):
-            order: list[int] = []
-            while len(order) < 40:
-                order += torch.randperm(len(words.words), generator=generator).tolist()
-            ids = tokenizer.encode(_listed(words, order[:40]), add_special_tokens=False)
-            rows.append([] if start is None else [start])
-            rows[-1] += ids
+        order: list[int] = []
+        while len(order) < n * len(words.words) or len(order) < 40:
+            order += torch.randperm(len(words.words), generator=generator).tolist()
+        order += order[: -len(order) % 40]
+        for i in range(0, len(order), 40):
+            ids = tokenizer.encode(_listed(words, order[i : i + 40]), add_special_tokens=False)
+            rows.append([*([] if start is None else [start]), *ids])
     if not rows:
         raise ValueError(f"this tokenizer has none of the tasks {', '.join(tasks)} as single tokens")
     shortest = min(map(len, rows))

@@ -260,7 +260,8 @@ def _streams(model: Any, text: Int[Tensor, "doc pos"], ids: Tensor) -> dict[int,
                 count[token] = count.get(token, 0) + 1
     missing = sorted(set(ids.tolist()) - set(count))
     if missing:
-        raise ValueError(f"the context lacks {model.tokenizer.decode(missing[:5])!r}; give one that has every word")
+        some = ", ".join(repr(model.tokenizer.decode([token])) for token in missing[:5])
+        raise ValueError(f"the context lacks {some}; give one that has every word")
     return {token: total[token] / count[token] for token in set(ids.tolist())}
 
 
