@@ -109,7 +109,7 @@ browser: book
 	@if [ -z "$${CHROMIUM:-$$(command -v chromium || command -v chromium-browser || command -v google-chrome || true)}" ]; then \
 	  echo "missing: Chromium, needed to test the site (Debian, Ubuntu: apt-get install chromium; or CHROMIUM=/path/to/chrome)" >&2; \
 	  if [ -n "$${CI:-}" ]; then exit 1; fi; echo "browser test left out"; exit 0; fi; \
-	$(OFFLINE) $(BIN)/python -m pytest -v tests/book
+	$(OFFLINE) $(BIN)/python -m pytest -v -n $(WORKERS) tests/book
 
 # Executes the chapters on SmolLM2 and commits nothing: pages and results are in results/laptop, look at them first.
 laptop: install

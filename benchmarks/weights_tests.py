@@ -2,6 +2,7 @@
 
     python benchmarks/weights_tests.py [--vocabulary 20000] [--shape gpt2 lab]
     python benchmarks/weights_tests.py --whole      # the limits of the book, at the whole of GPT-2's shape
+    python benchmarks/weights_tests.py --sweep      # both tests for the nine heads of a layer of SmolLM2
 
 - ov, qk: rank of the diagonal of the OV and QK matrix of one head over the whole vocabulary. Obvious: form the
   d_model x d_model circuit, then the vocabulary x vocabulary matrix, then sort every row.
@@ -11,7 +12,8 @@ Each is a process of its own, so that memory can be compared: the peak of the re
 holds. The obvious way needs vocabulary² · 4 bytes, so it is timed on the first `--vocabulary` tokens, ours on the same.
 Exit status 1 if the ranks or scores differ. `--whole`: both rank tests of one head over 50 257 tokens, and CSPA of one
 head on 20 documents of 512 tokens, with the peak of the whole process; exit status 1 if CSPA takes more than three
-minutes or six gigabytes.
+minutes or six gigabytes. `--sweep`: `rank_tests` on 4,096 tokens against the whole vocabulary at nine distances,
+against ranks of whole rows; exit status 1 if a share differs by more than one token.
 """
 
 import argparse
@@ -107,6 +109,36 @@ def whole(task: str) -> dict[str, float]:
     return {"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
+def sweep(layer: int = 24) -> int:
+    """Shares of the tokens that pass, row by row given up early and by whole ranks."""
+    import torch
+
+    from mechinterp import Head
+    from mechinterp import copy_suppression as cs
+    from mechinterp.models import load
+
+    model = load("smollm2", device="cpu")
+    sample = torch.randperm(model.cfg.d_vocab, generator=torch.Generator().manual_seed(0))[:4096]
+    heads = [Head(layer, h) for h in range(model.cfg.n_heads)]
+    x, u = (cs.token_vectors(model, side) for side in ("W_EE", "W_U"))
+    started = time.perf_counter()
+    ours = cs.rank_tests(model, heads, tokens=sample, progress=False)
+    middle = time.perf_counter()
+    whole = [
+        [
+            (cs.ov_ranks(model, h, keys=x, tokens=sample) <= 10).float().mean().item(),
+            (cs.qk_ranks_at(model, h, queries=u, keys=x, tokens=sample) == 1).float().mean().item(),
+        ]
+        for h in heads
+    ]
+    ended = time.perf_counter()
+    early = [[ours.ov[h].item(), ours.qk[h].item()] for h in heads]
+    apart = (torch.tensor(early) - torch.tensor(whole)).abs().max().item() * len(sample)
+    print(f"{middle - started:.1f} s and {ended - middle:.1f} s, {(ended - middle) / (middle - started):.1f}x")
+    print(f"largest difference: {apart:.2f} of {len(sample)} tokens")
+    return int(apart > 1)
+
+
 def main() -> int:
     """All tasks, both ways, and a table of ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -114,8 +146,11 @@ def main() -> int:
     parser.add_argument("--shape", nargs="+", choices=["gpt2", "lab"], default=["lab", "gpt2"])
     parser.add_argument("--one", nargs=3, metavar=("TASK", "WAY", "SHAPE"), help=argparse.SUPPRESS)
     parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--part", choices=["ranks", "cspa"], help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.sweep:
+        return sweep()
     if args.part:
         print("RESULT" + json.dumps(whole(args.part)))
         return 0

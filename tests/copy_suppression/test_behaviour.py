@@ -96,6 +96,9 @@ def slow_cases(model: Any, row: Tensor, head: Head, k: int) -> list[bool]:
 def test_cases_equal_a_loop(small: Any, tokens: Tensor) -> None:
     head = Head(1, 1)
     ours = cases(small, tokens, head, k=60)
+    again = cases(small, tokens, head, k=60, paths=head_paths(small, tokens, head))
+    assert torch.equal(again.increase, ours.increase)
+    assert torch.equal(again.all_three, ours.all_three)
     for row, passed in zip(tokens, ours.all_three, strict=True):
         assert passed.tolist() == slow_cases(small, row, head, 60)
     assert 0 < ours.all_three.float().mean() < 1

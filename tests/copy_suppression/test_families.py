@@ -155,6 +155,9 @@ def test_attended_pairs(family: tuple[Any, Slow]) -> None:
         rows = torch.stack([effect[doc, s] for doc, _, s in pairs])
         token = torch.stack([TOKENS[doc, s] for doc, _, s in pairs])
         assert torch.equal(ours.token, token)
+        assert ours.place.tolist() == [s for _, _, s in pairs]
+        beyond = [bool(rank <= 10) for rank, place in zip(ours.rank, ours.place, strict=True) if place > 0]
+        assert ours.share(first=False).value == pytest.approx(sum(beyond) / len(beyond))
         own = rows.gather(1, token[:, None])
         same_but_for_ties(ours.rank, lambda eps, rows=rows, own=own: rank_below(rows, own, eps))
         lowest = rows.gather(1, ours.lowest[:, None])[:, 0]
