@@ -95,7 +95,7 @@ class Results:
 
     @property
     def place(self) -> str:
-        """The folder that they are in: the scale, or at laptop scale the name of a model that is not SmolLM2.
+        """The folder that they are in, named after the scale, or at laptop scale after a model that is not SmolLM2.
 
         >>> facts = dict(chapter="ioi", scale="laptop", version="1", device="cpu", seed=0)
         >>> Results(**facts, model={"name": "Qwen/Qwen3-0.6B", "sha256": "0" * 64}).place
