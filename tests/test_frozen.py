@@ -17,8 +17,8 @@ import sys
 from mechinterp import scales, stats
 from mechinterp.claims import Ledger
 
-run = scales.setup("ioi", scale=scale, models={"laptop": "toy"}, device="cpu")
-ledger = Ledger("ioi", scale=run.scale, model={"name": "toy", "sha256": "00" * 32})
+run = scales.setup("ioi", scale=scale, models={"laptop": "smollm2"}, device="cpu")
+ledger = Ledger("ioi", scale=run.scale, model={"name": "smollm2", "sha256": "00" * 32})
 print("a bar", file=sys.stderr)
 print(ledger.record("IOI-1", stats.Estimate(5.0, (4.0, 6.0), 15, "templates"), null=stats.population(0.0, 1, "run")))
 """
@@ -74,7 +74,7 @@ def test_outputs_that_no_run_gave_are_refused(notebook: Path) -> None:
 
 
 def test_results_of_another_model_are_refused(notebook: Path) -> None:
-    write_results(Results("ioi", "laptop", "1", {"name": "toy", "sha256": "11" * 32}, "cpu", 0), Path("results"))
+    write_results(Results("ioi", "laptop", "1", {"name": "smollm2", "sha256": "11" * 32}, "cpu", 0), Path("results"))
     with pytest.raises(ValueError, match="its results are of different models"):
         stale(notebook)
 
@@ -140,7 +140,7 @@ def test_what_a_chapter_does_not_import_is_not_its_code(tmp_path: Path) -> None:
 
 def test_a_page_knows_the_scale_it_ran_at(notebook: Path) -> None:
     assert nbformat.read(page_path(notebook), 4).metadata[KEY]["scale"] == "laptop"
-    change(notebook, lambda data: data["cells"][2].update(source=RECORD.replace('models={"laptop": "toy"}, ', "")))
+    change(notebook, lambda data: data["cells"][2].update(source=RECORD.replace('models={"laptop": "smollm2"}, ', "")))
     freeze(notebook)
     assert nbformat.read(page_path(notebook), 4).metadata[KEY]["scale"] == "lab"
     assert stale(notebook) == ""

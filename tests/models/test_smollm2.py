@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mechinterp.datasets import ioi, text
-from mechinterp.datasets.ordinals import TASKS, single_tokens
+from mechinterp.datasets.ordinals import TASKS, Task, single_tokens
 from mechinterp.models import describe, pretrained
 from mechinterp.successor import class_of, classes
 
@@ -75,13 +75,16 @@ def test_the_prompts_have_no_bos_unless_asked_for(smollm2: Any, prompts: ioi.IOI
         text.generated_rows(smollm2.tokenizer, 2, 32)
 
 
-def test_ordinals_that_it_splits_are_left_out_and_counted(smollm2: Any) -> None:
+def test_numbers_that_it_splits_are_digits_and_words_that_it_splits_are_counted(smollm2: Any) -> None:
     found, missing = classes(smollm2.tokenizer)
-    assert missing == ["numbers"], "a space and digits one by one"
-    assert {c.task: len(c.words) for c in found}["number words"] == 20
-    digits = class_of(smollm2.tokenizer, TASKS["numbers"], space=False)
+    assert missing == []
+    words = {c.task: len(c.words) for c in found}
+    assert (words["numbers"], words["number words"], words["day prefixes"]) == (9, 20, 5)
+    digits = class_of(smollm2.tokenizer, TASKS["numbers"])
     assert digits.words == tuple("123456789")
+    assert digits.ids.tolist() == [smollm2.tokenizer.encode(d, add_special_tokens=False)[0] for d in "123456789"]
     assert "9 of 200 words" in str(digits)
     assert list(single_tokens(smollm2.tokenizer, TASKS["numbers"], space=False)) == list("123456789")
-    with pytest.raises(ValueError, match="task 'numbers' has 0 of 200 words"):
-        class_of(smollm2.tokenizer, TASKS["numbers"])
+    names = Task("names", ("Zygmunt", "Xanthippe", "Quetzalcoatl"))
+    with pytest.raises(ValueError, match="task 'names' has 0 of 3 words"):
+        class_of(smollm2.tokenizer, names)

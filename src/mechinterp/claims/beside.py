@@ -27,10 +27,10 @@ def beside(chapter: str, ids: Sequence[str], folder: Path | None = None) -> str:
         raise ValueError(f"chapter {chapter} has no claim {', '.join(unknown)}")
     runs = models(chapter, readable_folder(folder))
     rows = [
-        [f"{id}: {escape(known[id].statement)}", escape(known[id].paper_value), *(_cell(run, id) for run in runs)]
+        [id, escape(known[id].statement), escape(known[id].paper_value), *(_cell(run, id) for run in runs)]
         for id in ids
     ]
-    header = ("claim", "paper", *(run.model["name"] for run in runs))
+    header = ("claim", "statement", "paper", *(run.model["name"] for run in runs))
     return table_html("The same claims, model beside model.", header, rows)
 
 
