@@ -191,11 +191,17 @@ ledger.record("IOI-1", population(5.0, 9, "prompts"))
 """
 
 
-def test_a_chapter_runs_and_leaves_results_and_a_page(run, tmp_path):
-    write_notebook(tmp_path / "chapters/01_ioi.ipynb", "scale = None", RECORD)
-    (tmp_path / "pyproject.toml").touch()
-    result = run("chapter", "run", "ioi", "--scale", "paper")
+def run_chapter(run, folder, code, *words):
+    """In a clone with one chapter."""
+    write_notebook(folder / "chapters/01_ioi.ipynb", "scale = None", code)
+    (folder / "pyproject.toml").touch()
+    result = run("chapter", "run", "ioi", *words)
     assert result.exit_code == 0, result.output
+    return result
+
+
+def test_a_chapter_runs_and_leaves_results_and_a_page(run, tmp_path):
+    run_chapter(run, tmp_path, RECORD, "--scale", "paper")
     page = (tmp_path / "_build/ioi-paper.html").read_text()
     assert "reproduced" in page
     assert "<math" in page
@@ -213,10 +219,7 @@ ledger.record("IOI-1", population(5.0, 9, "prompts"))
 
 
 def test_a_chapter_runs_on_another_model_and_its_results_are_apart(run, tmp_path):
-    write_notebook(tmp_path / "chapters/01_ioi.ipynb", "scale = None", OTHER)
-    (tmp_path / "pyproject.toml").touch()
-    result = run("chapter", "run", "ioi", "--model", "Qwen/Qwen3-0.6B")
-    assert result.exit_code == 0, result.output
+    result = run_chapter(run, tmp_path, OTHER, "--model", "Qwen/Qwen3-0.6B")
     assert (tmp_path / "_build/ioi-Qwen3-0.6B.html").is_file()
     assert "ioi on Qwen3-0.6B ran in" in result.output
     assert [path.parent.name for path in (tmp_path / "results").glob("*/*.json")] == ["Qwen3-0.6B"]

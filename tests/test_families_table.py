@@ -80,6 +80,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "attention.ov_circuit": lambda m: attention.ov_circuit(m, LATE),
     "attention.qk_circuit": lambda m: attention.qk_circuit(m, LATE),
     "attention.effective_embedding": lambda m: attention.effective_embedding(m, RIGHT),
+    "attention.contextual_embeddings": lambda m: attention.contextual_embeddings(m, TOKENS, [1, 2], TOKENS[0]),
     "attention.contextual_embedding": lambda m: attention.contextual_embedding(m, TOKENS, 1),
     "attention.composition": lambda m: attention.composition(attention.HeadWeights.of(m), "q"),
     "circuits.faithfulness": lambda m: circuits.faithfulness(setting(m), circuits.from_roles({"name mover": [LATE]})),

@@ -184,7 +184,7 @@ def chapter_run(
             raise typer.BadParameter("--model is for laptop scale, whose model it replaces")
         from mechinterp import notebooks
         from mechinterp.claims import results_folder
-        from mechinterp.claims.results import results_path
+        from mechinterp.claims.results import place, results_path
         from mechinterp.files import atomic_write, check_writable
         from mechinterp.frozen import written
         from mechinterp.page import to_html
@@ -198,14 +198,14 @@ def chapter_run(
             os.environ["MECHINTERP_RESULTS"] = str(results_folder().resolve())
         if model is not None:
             os.environ["MECHINTERP_MODEL"] = str(Path(model).resolve()) if Path(model).exists() else model
-        place = scale if model is None else Path(model).name.removesuffix(".gguf")
-        page = html or Path("_build") / f"{name}-{place}.html"
+        where = place(scale, model)
+        page = html or Path("_build") / f"{name}-{where}.html"
         check_writable(page, "choose another with --html")
         if scale != "rehearsal":
-            check_writable(results_path(name, place), "choose another results folder with --results")
+            check_writable(results_path(name, where), "choose another results folder with --results")
         began, now = time.perf_counter(), time.time()
         executed = _run_notebook(path, scale)
-        ran = written(name, results_folder(), now) or place
+        ran = written(name, results_folder(), now) or where
         of = f"{name} at {ran} scale" if ran in SCALES else f"{name} on {ran}"
         page.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(page, to_html(executed, of).encode())

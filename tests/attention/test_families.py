@@ -154,3 +154,10 @@ def test_contextual_embedding_is_a_mean_over_places(family: tuple[Any, Raw]) -> 
         assert count[token] == len(places)
     assert mean[100].abs().max() == 0
     assert count[100] == 0
+    some = torch.tensor([9, 100, 7, 9])
+    means, counts = attention.contextual_embeddings(model, text, [0, 3, 2], some)
+    assert counts.tolist() == [3, 0, 2, 3]
+    torch.testing.assert_close(means[2], mean[some])
+    early = raw.run(text)[1]["resid_pre", 0]
+    gap = torch.stack([early[0, 1], early[0, 3]]).mean(0) - means[0, 2]
+    close(gap, gap.mean().expand_as(gap))

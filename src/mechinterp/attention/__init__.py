@@ -1,6 +1,12 @@
 """What a head reads and writes: patterns, head types, OV and QK circuits, composition."""
 
-from mechinterp.attention.circuits import contextual_embedding, effective_embedding, ov_circuit, qk_circuit
+from mechinterp.attention.circuits import (
+    contextual_embedding,
+    contextual_embeddings,
+    effective_embedding,
+    ov_circuit,
+    qk_circuit,
+)
 from mechinterp.attention.composition import HeadWeights, chance_level, composition, ranks
 from mechinterp.attention.heads import (
     attention_to,
@@ -21,6 +27,7 @@ __all__ = [
     "chance_level",
     "composition",
     "contextual_embedding",
+    "contextual_embeddings",
     "copy_scores",
     "direct_projection",
     "duplicate_token_scores",

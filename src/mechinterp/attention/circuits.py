@@ -1,5 +1,6 @@
 """The OV and QK circuits of a head, kept as products of thin matrices (Elhage et al., 2021), and what they read."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -76,15 +77,38 @@ def contextual_embedding(
     >>> count[torch.tensor([0, 5, 9])].tolist()
     [0, 2, 1]
     """
+    every = torch.arange(Anatomy.of(model).size.d_vocab)
+    mean, count = contextual_embeddings(model, text, [layer], every)
+    return mean[0], count
+
+
+@torch.no_grad()
+def contextual_embeddings(
+    model: Any, text: Int[Tensor, "doc pos"], layers: Sequence[int], tokens: Int[Tensor, " token"]
+) -> tuple[Float[Tensor, "layer token d_model"], Int[Tensor, " token"]]:
+    """`contextual_embedding` before several layers, of some tokens, from one run of the text.
+
+    Memory: layers · tokens · d_model floats.
+
+    Errors: `ValueError` for a layer or a token that the model does not have, or no layers.
+    """
     anatomy = check_text(model, text)
-    if not 0 <= layer <= anatomy.size.n_layers:
-        raise ValueError(f"no stream before layer {layer}: this model has 0..{anatomy.size.n_layers}")
-    total = torch.zeros(anatomy.size.d_vocab, anatomy.size.d_model, device=anatomy.device)
-    count = torch.zeros(anatomy.size.d_vocab, dtype=torch.long, device=anatomy.device)
-    for row in text.split(1):
-        end = ("resid_pre", layer)
-        got = trace(anatomy, row, lambda name, i, x, end=end: x if (name, i) == end else None, stop=layer)  # type: ignore[misc]
-        ids = row[0, 1:]
-        total.index_add_(0, ids, got[end][0, 1:].float())
+    check_ids(anatomy.size, tokens)
+    wrong = [str(layer) for layer in layers if not 0 <= layer <= anatomy.size.n_layers]
+    if wrong or not len(layers):
+        raise ValueError(f"no stream before layer {', '.join(wrong)}: this model has 0..{anatomy.size.n_layers}")
+    kept, back = tokens.to(anatomy.device).unique(return_inverse=True)
+    place = torch.full((anatomy.size.d_vocab,), -1, device=anatomy.device)
+    place[kept] = torch.arange(len(kept), device=anatomy.device)
+    total = torch.zeros(len(layers), len(kept), anatomy.size.d_model, device=anatomy.device)
+    count = torch.zeros(len(kept), dtype=torch.long, device=anatomy.device)
+    for row in text.to(anatomy.device).split(1):
+        got = trace(
+            anatomy, row, lambda name, i, x: x[0] if name == "resid_pre" and i in layers else None, stop=max(layers)
+        )
+        where = (place[row[0, 1:]] >= 0).nonzero()[:, 0] + 1
+        ids = place[row[0, where]]
+        for i, layer in enumerate(layers):
+            total[i].index_add_(0, ids, got["resid_pre", layer][where].float())
         count.index_add_(0, ids, torch.ones_like(ids))
-    return total / count.clamp(min=1)[:, None], count
+    return (total / count.clamp(min=1)[:, None])[:, back], count[back]

@@ -101,12 +101,21 @@ class Results:
         >>> Results(**facts, model={"name": "Qwen/Qwen3-0.6B", "sha256": "0" * 64}).place
         'Qwen3-0.6B'
         """
-        name = self.model["name"]
-        return self.scale if self.scale != "laptop" or name == LAPTOP_MODEL else Path(name).name.removesuffix(".gguf")
+        return place(self.scale, self.model["name"])
 
     def with_entry(self, id: str, entry: Entry) -> "Results":
         """The same results with one claim added or replaced."""
         return replace(self, claims=self.claims | {id: entry})
+
+
+def place(scale: str, model: str | None = None) -> str:
+    """`Results.place` of a scale and a model's name, hub id, folder or file.
+
+    >>> place("laptop", "smollm2"), place("laptop", "models/mine.gguf"), place("lab", "lab")
+    ('laptop', 'mine', 'lab')
+    """
+    own = scale != "laptop" or model is None or model == LAPTOP_MODEL
+    return scale if own else Path(str(model)).name.removesuffix(".gguf")
 
 
 def results_folder() -> Path:

@@ -8,7 +8,7 @@ The successor score is the share of tokens for which the true successor has the 
 and no attention pattern is needed.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mechinterp.anatomy import Anatomy
-from mechinterp.attention import effective_embedding
+from mechinterp.attention import contextual_embeddings, effective_embedding
 from mechinterp.datasets.ordinals import TASKS, Task, single_tokens
 from mechinterp.heads import Head, check_heads
-from mechinterp.patching.checks import check_text
-from mechinterp.patching.engine import trace
 from mechinterp.stats import Estimate, population
 
 
@@ -186,20 +184,14 @@ def successor_scores(
 
     Errors: `ValueError` for a task with fewer than three single-token words, or if no task is left.
     """
-    chosen = (
-        classes(model.tokenizer, tasks, space=space)[0]
-        if skip_missing
-        else [class_of(model.tokenizer, t, space=space) for t in tasks.values()]
-    )
-    if not chosen:
-        raise ValueError(f"this tokenizer has none of the tasks {', '.join(tasks)} as single tokens")
+    chosen = _chosen(model, tasks, space, skip_missing)
+    streams = None if context is None else _streams(model, context, chosen)
     hits, chance = {}, {}
-    streams = None if context is None else _streams(model, context, torch.cat([words.ids for words in chosen]))
-    for words in chosen:
+    for i, words in enumerate(chosen):
         if streams is None:
             logits = class_logits(model, representations(model, words.ids, embedding=embedding), words.ids)
         else:
-            logits = _logits_in_context(model, streams, words.ids)
+            logits = _logits_in_context(model, streams[i], words.ids)
         target = words.target.to(logits.device)
         hits[words.task] = (logits[:, :, words.source].argmax(-1) == target).cpu()
         chance[words.task] = 1 / len(words.words)
@@ -219,15 +211,8 @@ def reordered_scores(
     said: dict[str, dict[int, Tensor]] = {}
     found = []
     for tasks in orders:
-        chosen = (
-            classes(model.tokenizer, tasks)[0]
-            if skip_missing
-            else [class_of(model.tokenizer, task) for task in tasks.values()]
-        )
-        if not chosen:
-            raise ValueError(f"this tokenizer has none of the tasks {', '.join(tasks)} as single tokens")
         hits, chance = {}, {}
-        for words in chosen:
+        for words in _chosen(model, tasks, True, skip_missing):
             if words.task not in said:
                 logits = class_logits(model, representations(model, words.ids), words.ids).cpu()
                 tokens = words.ids[logits.argmax(-1)].unbind(-1)
@@ -243,34 +228,39 @@ def reordered_scores(
 
 
 @torch.no_grad()
-def _streams(model: Any, text: Int[Tensor, "doc pos"], ids: Tensor) -> dict[int, Float[Tensor, "layer d_model"]]:
-    """By token, the mean stream before every layer at its places in a text.
-
-    Errors: `ValueError` for a token that the text does not have.
-    """
-    anatomy = check_text(model, text)
-    total: dict[int, Tensor] = {}
-    count: dict[int, int] = {}
-    for row in text:
-        got = trace(anatomy, row[None], lambda name, i, x: x[0] if name == "resid_pre" else None)
-        stream = torch.stack([got["resid_pre", i] for i in range(anatomy.size.n_layers)], 1)
-        for place, token in enumerate(row.tolist()):
-            if place:
-                total[token] = total.get(token, 0) + stream[place]
-                count[token] = count.get(token, 0) + 1
-    missing = sorted(set(ids.tolist()) - set(count))
-    if missing:
-        some = ", ".join(repr(model.tokenizer.decode([token])) for token in missing[:5])
-        raise ValueError(f"the context lacks {some}; give one that has every word")
-    return {token: total[token] / count[token] for token in set(ids.tolist())}
-
-
-def _logits_in_context(model: Any, streams: dict[int, Tensor], ids: Tensor) -> Float[Tensor, "layer head word out"]:
+def _logits_in_context(
+    model: Any, streams: Float[Tensor, "layer token d_model"], ids: Int[Tensor, " word"]
+) -> Float[Tensor, "layer head word out"]:
+    """`class_logits` with an input of its own for every layer."""
     anatomy = Anatomy.of(model)
-    x = torch.stack([streams[token] for token in ids.tolist()], 1)  # layer, word, d_model
     outs = anatomy.directions(ids.to(anatomy.device))
-    rows = [_head_logits(anatomy, head, x[head.layer], outs, True) for head in anatomy.size.heads]
+    rows = [_head_logits(anatomy, head, streams[head.layer], outs, True) for head in anatomy.size.heads]
     return torch.stack(rows).unflatten(0, (anatomy.size.n_layers, anatomy.size.n_heads))
+
+
+def _streams(
+    model: Any, text: Int[Tensor, "doc pos"], chosen: Sequence[Class]
+) -> list[Float[Tensor, "layer word d_model"]]:
+    """For each class the mean stream before every layer at its words' places in a text.
+
+    Errors: `ValueError` for a word that the text does not have.
+    """
+    ids = torch.cat([words.ids for words in chosen])
+    mean, count = contextual_embeddings(model, text, range(Anatomy.of(model).size.n_layers), ids)
+    if missing := [repr(model.tokenizer.decode([int(i)])) for i, n in zip(ids, count, strict=True) if not n]:
+        raise ValueError(f"the context lacks {', '.join(missing[:5])}; give one that has every word")
+    return list(mean.split([len(words.ids) for words in chosen], 1))
+
+
+def _chosen(model: Any, tasks: Mapping[str, Task], space: bool, skip_missing: bool) -> list[Class]:
+    chosen = (
+        classes(model.tokenizer, tasks, space=space)[0]
+        if skip_missing
+        else [class_of(model.tokenizer, task, space=space) for task in tasks.values()]
+    )
+    if not chosen:
+        raise ValueError(f"this tokenizer has none of the tasks {', '.join(tasks)} as single tokens")
+    return chosen
 
 
 @torch.no_grad()
