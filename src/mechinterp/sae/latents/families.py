@@ -294,6 +294,8 @@ def control(
     bias = []
     for some in torch.arange(len(density)).split(block):
         level = ((x - sae.b_dec) @ rows[some].T).sort(0, descending=True).values
-        bias.append(-level.gather(0, rank[some][None])[0])
+        # Halfway between the last that is on and the first that is off: on the value itself rounding would decide.
+        last, first = (level.gather(0, (rank[some] - i).clamp(min=0)[None])[0] for i in (1, 0))
+        bias.append(-(last + first) / 2)
     params = {"W_enc": rows.T.contiguous(), "W_dec": rows, "b_dec": sae.b_dec, "b_enc": torch.cat(bias)}
     return SAE("standard", params, hook=sae.hook)
