@@ -9,13 +9,22 @@ ROOT = Path(__file__).resolve().parents[1]
 HTML = ROOT / "_build" / "html"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update"
+UNDRAWN = ".plotly-graph-div:not(:has(svg)), .mi-circuitsvis > div:empty"
+"""A figure whose turn has not come: `figures.js` draws those near the screen, and the rest for print."""
 
 
 class Visit:
-    """One page, opened; what went wrong is kept."""
+    """One page, opened; what went wrong is kept. With `draw`, the figures further down are drawn too, as for print."""
 
     def __init__(
-        self, browser: Any, server: str, path: str, width: int = 1366, theme: str = "light", script: bool = True
+        self,
+        browser: Any,
+        server: str,
+        path: str,
+        width: int = 1366,
+        theme: str = "light",
+        script: bool = True,
+        draw: bool = True,
     ) -> None:
         self.errors: list[str] = []
         self.outside: list[str] = []
@@ -29,7 +38,10 @@ class Visit:
         self.page.on("response", lambda r: self.errors.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
         self.page.route("**/*", lambda route: self._route(route, server))
         self.page.goto(f"{server}/{path}", wait_until="load")
-        self.page.wait_for_timeout(600 if self.page.locator(".plotly-graph-div, .mi-circuitsvis").count() else 150)
+        if script and draw:
+            self.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+            self.page.wait_for_function(f"document.querySelectorAll('{UNDRAWN}').length === 0")
+        self.page.wait_for_timeout(150)
 
     def _route(self, route: Any, server: str) -> None:
         if route.request.url.startswith((server, "data:", "blob:")):

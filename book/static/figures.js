@@ -1,20 +1,34 @@
-// Plotly figures follow the page's theme, text and grid take the colours of the page; on a narrow screen the titles of
-// their axes shrink until they fit.
+// Figures are drawn when they come near the screen: a page with twenty of them opens at once. Plotly's take the colours
+// of the page's theme, and follow it; on a narrow screen the titles of their axes shrink until they fit.
 (function () {
-  function ink() {
-    const style = getComputedStyle(document.documentElement);
-    return style.getPropertyValue("--pst-color-text-base").trim() || "#808a98";
+  const waiting = new Map(); // element: the function that draws it
+  const near = new IntersectionObserver(
+    (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => draw(entry.target)),
+    { rootMargin: "1000px 0px" }
+  );
+  function draw(element) {
+    near.unobserve(element);
+    const now = waiting.get(element);
+    waiting.delete(element);
+    if (now) now();
   }
-  function repaint() {
-    if (!window.Plotly) return;
-    document.querySelectorAll(".js-plotly-plot").forEach((plot) => {
-      const update = { "font.color": ink() };
-      (plot.layout.updatemenus || []).forEach((_, i) => {
-        update[`updatemenus[${i}].font.color`] = "#222";
-        update[`updatemenus[${i}].bgcolor`] = "#eee";
+  function later(library, name, now) {
+    library[name] = (target, ...rest) =>
+      new Promise((done) => {
+        const element = typeof target === "string" ? document.getElementById(target) : target;
+        waiting.set(element, () => done(now(target, ...rest)));
+        near.observe(element);
       });
-      window.Plotly.relayout(plot, update);
+  }
+
+  function inks(layout) {
+    const style = getComputedStyle(document.documentElement);
+    const update = { "font.color": style.getPropertyValue("--pst-color-text-base").trim() || "#808a98" };
+    (layout.updatemenus || []).forEach((_, i) => {
+      update[`updatemenus[${i}].font.color`] = "#222";
+      update[`updatemenus[${i}].bgcolor`] = "#eee";
     });
+    return update;
   }
   function fit(plot) {
     const box = plot.getBoundingClientRect();
@@ -29,20 +43,25 @@
       const size = parseFloat(getComputedStyle(title).fontSize);
       update[`${axis[1]}axis${axis[2]}.title.font.size`] = Math.max(8, Math.floor((size * (length - 2 * over)) / length));
     });
-    if (Object.keys(update).length) window.Plotly.relayout(plot, update);
+    return update;
   }
-  function narrow() {
-    if (!window.Plotly) return;
-    document.querySelectorAll(".js-plotly-plot").forEach((plot) => {
-      Promise.resolve(window.Plotly.Plots.resize(plot)).then(() => fit(plot));
-    });
+
+  if (window.Plotly) {
+    const newPlot = window.Plotly.newPlot;
+    later(window.Plotly, "newPlot", (target, data, layout, ...rest) =>
+      newPlot(target, data, layout, ...rest).then((plot) =>
+        window.Plotly.relayout(plot, { ...inks(plot.layout), ...fit(plot) })
+      )
+    );
+    new MutationObserver(() =>
+      document
+        .querySelectorAll(".js-plotly-plot")
+        .forEach((plot) => window.Plotly.relayout(plot, inks(plot.layout)))
+    ).observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
   }
-  window.addEventListener("load", () => {
-    repaint();
-    narrow();
-    new MutationObserver(repaint).observe(document.documentElement, {
-      attributes: true,
-      attributeFilter: ["data-theme"],
-    });
-  });
+  if (window.CircuitsVis) {
+    window.CircuitsVis = { ...window.CircuitsVis }; // the bundle's own cannot be written to
+    later(window.CircuitsVis, "render", window.CircuitsVis.render);
+  }
+  window.addEventListener("beforeprint", () => [...waiting.keys()].forEach(draw));
 })();

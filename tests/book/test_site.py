@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from visiting import FAINT, HTML, ROOT, Visit
+from visiting import FAINT, HTML, ROOT, UNDRAWN, Visit
 
 PAGES = sorted(p.relative_to(HTML).as_posix() for d in ("book", "chapters") for p in (HTML / d).rglob("*.html"))
 TEXTS = (
@@ -149,7 +149,7 @@ CHAPTERS = len(list((ROOT / "chapters").glob("*.ipynb")))
 def test_cells_that_only_draw_are_folded(visit, path: str, width: int, theme: str) -> None:
     cells = json.loads((ROOT / "chapters" / f"{path}.ipynb").read_text(encoding="utf8"))["cells"]
     tagged = sum("hide-input" in c["metadata"].get("tags", []) and bool("".join(c["source"])) for c in cells)
-    page = visit(f"chapters/{path}.html", width, theme).page
+    page = visit(f"chapters/{path}.html", width, theme, draw=False).page
     folds = page.locator("details.hide.above-input")
     assert folds.count() == tagged
     if not tagged:
@@ -170,7 +170,7 @@ def test_cells_that_only_draw_are_folded(visit, path: str, width: int, theme: st
 
 @pytest.mark.parametrize("path", sorted(p.stem for p in (ROOT / "chapters").glob("*.ipynb")))
 def test_eighty_columns_of_code_fit_a_laptop(visit, path: str) -> None:
-    page = visit(f"chapters/{path}.html", 1280).page
+    page = visit(f"chapters/{path}.html", 1280, draw=False).page
     page.evaluate("document.querySelectorAll('details').forEach(fold => { fold.open = true; })")
     cells = page.evaluate(
         """[...document.querySelectorAll('.cell_input pre')].map(pre => ({
@@ -181,19 +181,35 @@ def test_eighty_columns_of_code_fit_a_laptop(visit, path: str) -> None:
     assert [cell for cell in cells if cell["columns"] <= 80 and cell["over"] > 0] == []
 
 
-def test_the_explorer_follows_the_chosen_word(browser: Any, server: str) -> None:
-    visit = Visit(browser, server, "chapters/02_copy_suppression.html")
-    try:
-        words = visit.page.locator(".mi-explorer button")
-        assert words.count() > 20
-        before = visit.page.locator(".mi-explorer dl").inner_text()
-        words.nth(9).click()
-        after = visit.page.locator(".mi-explorer dl").inner_text()
-        assert "lowers" in after
-        assert after != before
-        assert visit.errors == []
-    finally:
-        visit.page.close()
+def test_the_explorer_follows_the_chosen_word_and_passage(visit) -> None:
+    """Twenty passages, one shown at a time."""
+    page = visit("chapters/02_copy_suppression.html", draw=False).page
+    assert page.locator(".mi-menu .mi-explorer").count() == 20
+    shown = page.locator(".mi-menu .mi-explorer:visible")
+    assert shown.count() == 1
+    assert shown.locator("button").count() > 20
+    before = shown.locator("dl").inner_text()
+    shown.locator("button").nth(9).click()
+    after = shown.locator("dl").inner_text()
+    assert "lowers" in after
+    assert after != before
+    page.locator(".mi-menu select:visible").select_option(index=3)
+    assert shown.count() == 1
+    assert shown.locator("dl").inner_text() not in (before, after)
+
+
+@pytest.mark.parametrize("chapter", ["01_ioi", "04_grokking_efficiency"])
+def test_a_figure_is_drawn_when_it_comes_near(visit, chapter: str) -> None:
+    """All at once took 25 seconds on two cores."""
+    page = visit(f"chapters/{chapter}.html", draw=False).page
+    page.wait_for_timeout(500)
+    waiting = page.locator(UNDRAWN).count()
+    assert waiting > 5
+    last = page.locator(".plotly-graph-div").last
+    assert not last.locator("svg").count()
+    last.scroll_into_view_if_needed()
+    last.locator("svg.main-svg").first.wait_for(timeout=10_000)
+    assert page.locator(UNDRAWN).count() < waiting
 
 
 def test_the_embedding_s_circle_plays(browser: Any, server: str) -> None:
