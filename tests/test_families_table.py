@@ -134,7 +134,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 }
 ELSEWHERE = {
     "successor.successor_scores": "`class_logits` over the tasks that the tokenizer has",
-    "successor.reordered_scores": "`successor_scores` of shuffled lists",
+    "successor.shuffled_scores": "`successor_scores` of shuffled lists",
     "successor.winning_cases": "`direct_effects` and patterns",
 }
 """Functions that add nothing of an architecture to others of the table."""

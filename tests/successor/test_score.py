@@ -151,12 +151,27 @@ def test_other_ways_to_write_a_word(lab: Any) -> None:
         class_of(lab.tokenizer, upper["number words"])
 
 
-def test_what_a_head_says_does_not_depend_on_the_order_of_the_list(lab):
-    backwards = {name: replace(task, words=task.words[::-1]) for name, task in TASKS.items()}
-    for tasks, scores in zip((TASKS, backwards), su.reordered_scores(lab, [TASKS, backwards]), strict=True):
-        expected = su.successor_scores(lab, tasks)
-        assert scores.chance == expected.chance
-        for name, hits in expected.hits.items():
-            assert torch.equal(scores.hits[name], hits), name
-    with pytest.raises(ValueError, match="the orders of days have different words"):
-        su.reordered_scores(lab, [TASKS, TASKS | {"days": replace(TASKS["days"], words=TASKS["days"].words[:5])}])
+def test_shuffled_lists_score_as_lists_in_that_order(lab):
+    """The lab model's tokenizer has every word, so a shuffled list can be asked for as a task of its own."""
+    [found] = su.shuffled_scores(lab, 1, seed=3)
+    generator = torch.Generator().manual_seed(3)
+    for name, task in TASKS.items():
+        order = torch.randperm(len(task.words), generator=generator).tolist()
+        slow = su.successor_scores(lab, {name: replace(task, words=tuple(task.words[i] for i in order))})
+        assert found.chance[name] == slow.chance[name]
+        # Its pairs come in the order of the shuffled list.
+        assert torch.equal(found.hits[name], slow.hits[name]), name
+    with pytest.raises(ValueError, match="n must be positive"):
+        su.shuffled_scores(lab, 0)
+
+
+@pytest.mark.parametrize("words", [3, 9])
+def test_shuffles_leave_out_no_pair_of_a_class_that_the_tokenizer_has_in_part(smollm2, words: int) -> None:
+    """Of two hundred numbers this tokenizer has the digits: among all numbers in random order no two are neighbours."""
+    tasks = {"numbers": replace(TASKS["numbers"], words=tuple(map(str, range(1, words + 1))) + ("200", "300"))}
+    plain = su.successor_scores(smollm2, tasks)
+    found = su.shuffled_scores(smollm2, 50, tasks)
+    assert {one.hits["numbers"].shape for one in found} == {plain.hits["numbers"].shape}
+    # A pair of words in random order is any pair: a head that says one word throughout is right for one pair in n.
+    mean = torch.stack([one.score() for one in found]).mean()
+    assert mean.item() == pytest.approx(1 / words, abs=0.05)

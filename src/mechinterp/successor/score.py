@@ -198,33 +198,28 @@ def successor_scores(
     return SuccessorScores(hits, chance)
 
 
-def reordered_scores(
-    model: Any, orders: Iterable[Mapping[str, Task]], *, skip_missing: bool = False
+@torch.no_grad()
+def shuffled_scores(
+    model: Any, n: int, tasks: Mapping[str, Task] = TASKS, *, seed: int = 0, skip_missing: bool = False
 ) -> list[SuccessorScores]:
-    """`successor_scores` of the same words in other orders: what a head says to a word does not depend on them.
+    """`successor_scores` of the same lists with their words in random order, n times: the null of a sweep over heads.
 
-    Args:
-        orders: tasks whose lists have the same words throughout, such as shuffles of `TASKS`. At least one.
+    What a head says to a word does not depend on the order, so it is asked once. The words that the tokenizer has are
+    shuffled, and the pairs are as many and as cyclic as without.
 
-    Errors: as `successor_scores`; `ValueError` for a list with other words than the first order's.
+    Errors: as `successor_scores`; `ValueError` if n is not positive.
     """
-    said: dict[str, dict[int, Tensor]] = {}
-    found = []
-    for tasks in orders:
-        hits, chance = {}, {}
-        for words in _chosen(model, tasks, True, skip_missing):
-            if words.task not in said:
-                logits = class_logits(model, representations(model, words.ids), words.ids).cpu()
-                tokens = words.ids[logits.argmax(-1)].unbind(-1)
-                said[words.task] = dict(zip(words.ids.tolist(), tokens, strict=True))
-            known = said[words.task]
-            if set(known) != set(words.ids.tolist()):
-                raise ValueError(f"the orders of {words.task} have different words")
-            answers = torch.stack([known[token] for token in words.ids[words.source].tolist()], -1)
-            hits[words.task] = answers == words.ids[words.target]
-            chance[words.task] = 1 / len(words.words)
-        found.append(SuccessorScores(hits, chance))
-    return found
+    if n < 1:
+        raise ValueError(f"n must be positive, got {n}")
+    generator = torch.Generator().manual_seed(seed)
+    hits: list[dict[str, Tensor]] = [{} for _ in range(n)]
+    chosen = _chosen(model, tasks, True, skip_missing)
+    for words in chosen:
+        said = class_logits(model, representations(model, words.ids), words.ids).argmax(-1).cpu()
+        for one in hits:
+            order = torch.randperm(len(words.words), generator=generator)
+            one[words.task] = said[..., order[words.source]] == order[words.target]
+    return [SuccessorScores(one, {words.task: 1 / len(words.words) for words in chosen}) for one in hits]
 
 
 @torch.no_grad()
