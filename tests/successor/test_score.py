@@ -168,7 +168,7 @@ def test_shuffled_lists_score_as_lists_in_that_order(lab):
 @pytest.mark.parametrize("words", [3, 9])
 def test_shuffles_leave_out_no_pair_of_a_class_that_the_tokenizer_has_in_part(smollm2, words: int) -> None:
     """Of two hundred numbers this tokenizer has the digits: among all numbers in random order no two are neighbours."""
-    tasks = {"numbers": replace(TASKS["numbers"], words=tuple(map(str, range(1, words + 1))) + ("200", "300"))}
+    tasks = {"numbers": replace(TASKS["numbers"], words=(*map(str, range(1, words + 1)), "200", "300"))}
     plain = su.successor_scores(smollm2, tasks)
     found = su.shuffled_scores(smollm2, 50, tasks)
     assert {one.hits["numbers"].shape for one in found} == {plain.hits["numbers"].shape}

@@ -54,6 +54,7 @@ def figures() -> Iterator[viz.Figure]:
     yield viz.circuit_graph(PAPER_CIRCUIT, **WORDS)
     yield viz.wiring_graph([(Head(0, 1), Head(2, 0), "q", True), (Head(1, 1), Head(2, 0), "q", False)], {}, **WORDS)
     yield viz.head_map(scores, axes=("row", "column"), **WORDS)
+    yield viz.head_map(scores, axes=("row", "column"), labels=("xyz", "1234"), **WORDS)
     yield viz.attention_map(torch.rand(2, 3, 3, generator=g), ["a", "<b>", " "], ["0.1", "0.2"], **WORDS)
 
 
@@ -76,6 +77,16 @@ def test_a_head_map_shows_every_score_and_zero_in_the_middle() -> None:
     assert (trace.z == scores.numpy()).all()
     assert trace.zmin == -trace.zmax == -2.0
     assert trace.text[1][0] == "head 1.0"
+
+
+def test_a_table_calls_its_rows_and_columns_by_their_names_and_leaves_out_what_is_not_there() -> None:
+    scores = torch.tensor([[0.5, torch.nan], [0.1, 0.0]])
+    [trace] = viz.head_map(scores, axes=("number", "moved to"), labels=(["7", "8"], ["a", "b"]), **WORDS).plot.data
+    assert (trace.y, trace.x) == (("7", "8"), ("a", "b"))
+    assert trace.text[1][0] == "number 8, moved to a"
+    assert (trace.zmin, trace.zmax) == (0, 0.5)
+    with pytest.raises(ValueError, match="a table of 2 x 2 needs as many labels, got 1 x 2"):
+        viz.head_map(scores, labels=(["7"], ["a", "b"]), **WORDS)
 
 
 def test_bars_keep_their_order_and_intervals() -> None:

@@ -18,11 +18,12 @@ class Grid:
     """Success of moving word i to residue j: rows are words, columns target residues.
 
     Attributes:
-        possible: cells whose goal is a word of the class with a successor.
+        possible: cells whose goal is a word of the class with a successor. `words`: what the rows are.
     """
 
     success: Bool[Tensor, "word residue"]
     possible: Bool[Tensor, "word residue"]
+    words: tuple[str, ...]
 
     def share(self) -> Estimate:
         """Share of the possible cells that succeed, over words.
@@ -76,7 +77,7 @@ def arithmetic_grid(
             if goal is not None and goal in follows:
                 possible[row, j] = True
                 success[row, j] = said[row][j] == follows[goal]
-    return Grid(success, possible)
+    return Grid(success, possible, tuple(words.words[i] for i in chosen.tolist()))
 
 
 @torch.no_grad()

@@ -39,25 +39,36 @@ def head_map(
     unit: str = "relative change",
     highlight: Mapping[Head, str] | None = None,
     axes: tuple[str, str] = ("layer", "head"),
+    labels: tuple[Sequence[str], Sequence[str]] | None = None,
 ) -> Figure:
     """One cell a head: layers downwards, heads to the right; several maps share a menu.
 
     Maps with negative values get a diverging scale with zero in the middle. `unit` names the scale;
     "relative change" is shown in per cent. Highlighted heads are outlined, their label in the hover text.
-    Other tables of that shape name their rows and columns by `axes`.
+    Other tables of that shape say what their rows and columns are by `axes`, and by `labels` what each is called; a
+    cell that is NaN stays empty.
+
+    Errors: `ValueError` for labels that do not fit the table.
     """
     maps = scores if isinstance(scores, Mapping) else {unit: scores}
     plot = go.Figure()
     for i, (name, values) in enumerate(maps.items()):
         z = _array(values)
-        most = float(np.abs(z).max()) or 1.0
-        signed = z.min() < 0
+        most = float(np.nanmax(np.abs(z))) or 1.0
+        signed = np.nanmin(z) < 0
+        down, across = labels or (range(z.shape[0]), range(z.shape[1]))
+        if (len(down), len(across)) != z.shape:
+            raise ValueError(
+                f"a table of {z.shape[0]} x {z.shape[1]} needs as many labels, got {len(down)} x {len(across)}"
+            )
         text = [[_label(Head(layer, h), highlight) for h in range(z.shape[1])] for layer in range(z.shape[0])]
         if axes != ("layer", "head"):
-            text = [[f"{axes[0]} {i}, {axes[1]} {j}" for j in range(z.shape[1])] for i in range(z.shape[0])]
+            text = [[f"{axes[0]} {i}, {axes[1]} {j}" for j in across] for i in down]
         form = ":+.1%" if unit == "relative change" else ":.2f"
         plot.add_heatmap(
             z=z,
+            x=list(across),
+            y=list(down),
             colorscale=DIVERGING if signed else SEQUENTIAL,
             zmin=-most if signed else 0,
             zmax=most,
@@ -81,6 +92,8 @@ def head_map(
         )
     plot.update_xaxes(title=axes[1], dtick=1, showgrid=False, zeroline=False, constrain="domain")
     plot.update_yaxes(title=axes[0], dtick=1, showgrid=False, zeroline=False, autorange="reversed")
+    if labels:
+        plot.update_xaxes(type="category").update_yaxes(type="category")
     if len(maps) > 1:
         buttons = [
             {"label": name, "method": "update", "args": [{"visible": [j == i for j in range(len(maps))]}]}
