@@ -122,5 +122,5 @@ def test_text_is_taken_from_the_cpu(lab: Any) -> None:
     there = torch.accelerator.current_accelerator()
     rows = text.packed_rows(lab.tokenizer, text.sample(), 4, 32)
     head, moved = Head(3, 3), load("lab", device=there.type)
-    expected, found = (cs.attended_pairs(m, r, head) for m, r in ((lab, rows), (moved, rows.to(there))))
+    expected, found = (cs.attended_pairs(m, r, [head])[head] for m, r in ((lab, rows), (moved, rows.to(there))))
     assert torch.equal(found.token, expected.token)

@@ -89,7 +89,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "copy_suppression.cspa": lambda m: copy_suppression.cspa(m, TOKENS, [LATE], progress=False),
     "copy_suppression.head_paths": lambda m: copy_suppression.head_paths(m, TOKENS, EARLY),
     "copy_suppression.cases": lambda m: copy_suppression.cases(m, TOKENS, LATE),
-    "copy_suppression.attended_pairs": lambda m: copy_suppression.attended_pairs(m, TOKENS, LATE, threshold=0.01),
+    "copy_suppression.attended_pairs": lambda m: copy_suppression.attended_pairs(m, TOKENS, [LATE], threshold=0.01),
     "copy_suppression.calibration": lambda m: copy_suppression.calibration(m, TOKENS, [LATE]),
     "copy_suppression.view": lambda m: copy_suppression.view(m, TOKENS[0], LATE),
     "copy_suppression.key_projection": lambda m: copy_suppression.key_projection(

@@ -127,7 +127,10 @@ def test_random_heads_have_next_to_no_cases(tiny: Any) -> None:
 
 def test_attended_pairs_equal_a_loop(small: Any, tokens: Tensor) -> None:
     head = Head(2, 1)
-    ours = attended_pairs(small, tokens, head, threshold=0.1)
+    found = attended_pairs(small, tokens, [head, Head(2, 0), Head(1, 1)], threshold=0.1)
+    ours = found[head]
+    for other in (Head(2, 0), Head(1, 1)):
+        assert torch.equal(found[other].rank, attended_pairs(small, tokens, [other], threshold=0.1)[other].rank)
     low, high = [], []
     for row in tokens:
         _, cache = small.run_with_cache(row[None])
@@ -147,12 +150,14 @@ def test_attended_pairs_equal_a_loop(small: Any, tokens: Tensor) -> None:
     assert share.value == pytest.approx(sum(rank <= 10 for rank in ours.rank.tolist()) / len(ours.rank))
     assert (share.n, share.unit) == (len(tokens), "documents")
     with pytest.raises(ValueError, match="gives no token more than 100%"):
-        attended_pairs(small, tokens[:, 2:], head, threshold=1.0)
+        attended_pairs(small, tokens[:, 2:], [head], threshold=1.0)
+    with pytest.raises(ValueError, match="at least one head"):
+        attended_pairs(small, tokens, [])
 
 
 def test_the_suppressor_lowers_what_it_attends_to() -> None:
     organism = organisms.copy_suppression()
-    pairs = attended_pairs(organism.model, organism.tokens(8), Head(1, 0), threshold=0.5)
+    [pairs] = attended_pairs(organism.model, organism.tokens(8), [Head(1, 0)], threshold=0.5).values()
     words = pairs.token != 0
     assert (pairs.rank[words] == 1).all()
     assert torch.equal(pairs.lowest[words], pairs.token[words])

@@ -53,7 +53,7 @@ def test_records_and_means(family: tuple[Any, Slow]) -> None:
         close(record.scale, slow.scale(slow.end[doc], slow.raw.final))
         assert torch.equal(record.tokens, TOKENS[doc])
         raw = slow.read(slow.end)[doc]
-        gap = record.raw_logits() - raw  # the mean over the vocabulary
+        gap = record.anatomy.read(record.final) - raw  # the mean over the vocabulary
         close(gap, gap.mean(-1, keepdim=True).expand_as(gap))
         for layer in (0, 2):
             gap = record.resid[layer] - slow.got["resid_pre", layer][doc]
@@ -146,8 +146,7 @@ def test_cases(family: tuple[Any, Slow], head: Head) -> None:
 
 def test_attended_pairs(family: tuple[Any, Slow]) -> None:
     model, slow = family
-    for head in HEADS_TESTED:
-        ours = cs.attended_pairs(model, TOKENS, head, threshold=0.15)
+    for head, ours in cs.attended_pairs(model, TOKENS, HEADS_TESTED, threshold=0.15).items():
         pattern = slow.got["pattern", head.layer][:, head.head]
         assert ((pattern - 0.15).abs() > 1e-5).all(), "this seed has a pair on the threshold"
         pairs = (pattern > 0.15).nonzero().tolist()

@@ -188,27 +188,34 @@ class AttendedPairs:
 
 
 @torch.no_grad()
-def attended_pairs(model: Any, tokens: Int[Tensor, "doc pos"], head: Head, *, threshold: float = 0.1) -> AttendedPairs:
-    """The OV test in practice (section 3.1, Appendix F): what does the head do to tokens that it does attend to?
+def attended_pairs(
+    model: Any, tokens: Int[Tensor, "doc pos"], heads: Sequence[Head], *, threshold: float = 0.1
+) -> dict[Head, AttendedPairs]:
+    """The OV test in practice (section 3.1, Appendix F): what do heads do to tokens that they do attend to?
 
-    Errors: `ValueError` if no pair has more attention than the threshold.
+    Errors: `ValueError` for no heads, or one for which no pair has more attention than the threshold.
     """
-    [(layer, index)] = check_heads(model, [head])
-    write = _writes(model, Head(layer, index))
-    parts: list[tuple[Tensor, ...]] = []
-    for number, record in enumerate(records(model, tokens, [layer])):
-        _, source = (record.pattern[layer][index] > threshold).nonzero(as_tuple=True)
-        # What a source adds does not depend on the destination but for a positive factor.
-        where, back = source.unique(return_inverse=True)
-        effect = record.v[layer][where, index] @ write
-        own = effect.gather(1, record.tokens[where, None])
-        # Flags as floats: torch adds up booleans ten times slower, and counts below 2²⁴ are exact.
-        rank, lowest = torch.lt(effect, own, out=torch.empty_like(effect)).sum(1).long() + 1, effect.argmin(1)
-        parts.append((rank[back], record.tokens[source], lowest[back], torch.full_like(source, number), source))
-    rank, token, lowest, document, place = (torch.cat(x).cpu() for x in zip(*parts, strict=True))
-    if len(rank) == 0:
-        raise ValueError(f"{Head(*head)} gives no token more than {threshold:.0%} of its attention in this text")
-    return AttendedPairs(rank, token, lowest, document, place)
+    heads = check_heads(model, heads)
+    if not heads:
+        raise ValueError("give at least one head")
+    writes = {h: _writes(model, h) for h in heads}
+    parts: dict[Head, list[tuple[Tensor, ...]]] = {h: [] for h in heads}
+    for number, record in enumerate(records(model, tokens, sorted({h.layer for h in heads}))):
+        for h in heads:
+            _, source = (record.pattern[h.layer][h.head] > threshold).nonzero(as_tuple=True)
+            # What a source adds does not depend on the destination but for a positive factor.
+            where, back = source.unique(return_inverse=True)
+            effect = record.v[h.layer][where, h.head] @ writes[h]
+            own = effect.gather(1, record.tokens[where, None])
+            # Flags as floats: torch adds up booleans ten times slower, and counts below 2²⁴ are exact.
+            rank, lowest = torch.lt(effect, own, out=torch.empty_like(effect)).sum(1).long() + 1, effect.argmin(1)
+            found = (rank[back], record.tokens[source], lowest[back], torch.full_like(source, number), source)
+            parts[h].append(found)
+    found = {h: AttendedPairs(*(torch.cat(x).cpu() for x in zip(*rows, strict=True))) for h, rows in parts.items()}
+    for h, pairs in found.items():
+        if len(pairs.rank) == 0:
+            raise ValueError(f"{h} gives no token more than {threshold:.0%} of its attention in this text")
+    return found
 
 
 @dataclass(frozen=True)
@@ -242,7 +249,7 @@ def calibration(
 def _certainty(logp: Tensor, tokens: Tensor) -> Float[Tensor, " two"]:
     logp = logp[:-1]
     top, guess = logp.max(-1)
-    entropy = -(logp.exp() * logp).sum(-1).mean()
+    entropy = -torch.linalg.vecdot(logp.exp(), logp).mean()
     return torch.stack([entropy, top.exp().mean() - (guess == tokens[1:]).float().mean()])
 
 

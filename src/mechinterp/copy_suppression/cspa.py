@@ -201,7 +201,7 @@ def directions(anatomy: Anatomy, tokens: Tensor, similar: Tensor | None) -> Floa
 
 
 def token_kl(clean: Tensor, after: Tensor) -> Float[Tensor, " pos"]:
-    return torch.nn.functional.kl_div(after, clean, log_target=True, reduction="none").sum(-1).clamp(min=0)
+    return torch.linalg.vecdot(clean.exp(), clean - after).clamp(min=0)
 
 
 def next_loss(logp: Tensor, tokens: Tensor) -> Float[Tensor, " pos"]:

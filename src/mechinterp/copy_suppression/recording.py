@@ -40,18 +40,14 @@ class Record:
         """What a change of a head's z does to the final stream by itself."""
         return change @ self.anatomy.layers[head.layer].writes(head.head) / self.post_scale[head.layer]
 
-    def raw_logits(self) -> Float[Tensor, "pos vocab"]:
-        """The logits before a soft cap."""
-        return self.anatomy.read(self.final)
-
     def through(self, change: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos vocab"]:
         """What a change of the final stream adds to the logits before a soft cap, the final norm's scale frozen."""
         return self.anatomy.final.frozen(change, self.scale) @ self.anatomy.W_U
 
     def logp(self, change: Float[Tensor, "pos d_model"] | None = None) -> Float[Tensor, "pos vocab"]:
-        """Log-probabilities of the next token, with a change of the final stream."""
-        raw = self.raw_logits() if change is None else self.raw_logits() + self.through(change)
-        return self.anatomy.cap(raw).log_softmax(-1)
+        """Log-probabilities of the next token, with a change of the final stream; the final norm's scale is frozen."""
+        normal = self.final if change is None else self.final + self.anatomy.final.frozen(change, self.scale)
+        return self.anatomy.cap(self.anatomy.read(normal)).log_softmax(-1)
 
 
 @torch.no_grad()
