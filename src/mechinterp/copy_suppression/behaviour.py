@@ -209,8 +209,8 @@ def attended_pairs(
             own = effect.gather(1, record.tokens[where, None])
             # Flags as floats: torch adds up booleans ten times slower, and counts below 2²⁴ are exact.
             rank, lowest = torch.lt(effect, own, out=torch.empty_like(effect)).sum(1).long() + 1, effect.argmin(1)
-            found = (rank[back], record.tokens[source], lowest[back], torch.full_like(source, number), source)
-            parts[h].append(found)
+            document = torch.full_like(source, number)
+            parts[h].append((rank[back], record.tokens[source], lowest[back], document, source))
     found = {h: AttendedPairs(*(torch.cat(x).cpu() for x in zip(*rows, strict=True))) for h, rows in parts.items()}
     for h, pairs in found.items():
         if len(pairs.rank) == 0:
