@@ -183,7 +183,8 @@ def test_eighty_columns_of_code_fit_a_laptop(visit, path: str) -> None:
 
 def test_the_explorer_follows_the_chosen_word_and_passage(visit) -> None:
     """Twenty passages, one shown at a time."""
-    page = visit("chapters/02_copy_suppression.html", draw=False).page
+    opened = visit("chapters/02_copy_suppression.html", draw=False)
+    page = opened.page
     assert page.locator(".mi-menu .mi-explorer").count() == 20
     shown = page.locator(".mi-menu .mi-explorer:visible")
     assert shown.count() == 1
@@ -196,12 +197,14 @@ def test_the_explorer_follows_the_chosen_word_and_passage(visit) -> None:
     page.locator(".mi-menu select:visible").select_option(index=3)
     assert shown.count() == 1
     assert shown.locator("dl").inner_text() not in (before, after)
+    assert opened.errors == []
 
 
 @pytest.mark.parametrize("chapter", ["01_ioi", "04_grokking_efficiency"])
 def test_a_figure_is_drawn_when_it_comes_near(visit, chapter: str) -> None:
     """All at once took 25 seconds on two cores."""
-    page = visit(f"chapters/{chapter}.html", draw=False).page
+    opened = visit(f"chapters/{chapter}.html", draw=False)
+    page = opened.page
     page.wait_for_timeout(500)
     waiting = page.locator(UNDRAWN).count()
     assert waiting > 5
@@ -210,6 +213,7 @@ def test_a_figure_is_drawn_when_it_comes_near(visit, chapter: str) -> None:
     last.scroll_into_view_if_needed()
     last.locator("svg.main-svg").first.wait_for(timeout=10_000)
     assert page.locator(UNDRAWN).count() < waiting
+    assert opened.errors == []
 
 
 def test_the_embedding_s_circle_plays(browser: Any, server: str) -> None:
