@@ -4,17 +4,20 @@ import errno
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mechinterp.datasets.text import packed_rows, sample
 from mechinterp.models import load
 from mechinterp.sae import site, sites
-from mechinterp.sae.store import Given, Store, geometric_median, skipped
+from mechinterp.sae.store import Given, Store, counted, geometric_median, skipped
 
 HOOKS = ("blocks.1.attn.hook_z", "blocks.2.hook_mlp_out", "blocks.2.hook_resid_post", "blocks.3.hook_resid_pre")
 
@@ -77,8 +80,59 @@ def test_a_store_goes_on_from_anywhere_and_from_its_cache(model: Any, rows: Tens
         expected = [next(stream) for _ in range(7)]
         for one in expected[4:]:
             torch.testing.assert_close(next(later), one, atol=0, rtol=0)
-    assert len(list(tmp_path.iterdir())) == 3
-    torch.testing.assert_close(next(plain.batches()), next(cached.batches()), atol=2e-2, rtol=1e-3)
+    assert len(list(tmp_path.iterdir())) == 6, "three blocks, two hooks"
+    torch.testing.assert_close(next(plain.batches()), next(cached.batches()), atol=0, rtol=2**-8)
+
+
+def test_blocks_serve_every_store_that_has_them(
+    model: Any, rows: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = Store(model, rows[:4], HOOKS[:2], batch=10, block=2, cache=tmp_path)
+    both.fill()
+    written = sorted(p.name for p in tmp_path.iterdir())
+    assert len(written) == 4
+    assert both.bytes < sum(p.stat().st_size for p in tmp_path.iterdir()) < both.bytes + 4 * 400
+    passes, real = [], sites.activations
+    monkeypatch.setattr("mechinterp.sae.store.activations", lambda *a, **k: passes.append(a[2]) or real(*a, **k))
+    both.fill()
+    one = Store(model, rows[:4], HOOKS[1:2], batch=10, block=2, cache=tmp_path)
+    torch.testing.assert_close(one.compute(1)[HOOKS[1]], both.compute(1)[HOOKS[1]], atol=0, rtol=0)
+    assert passes == [], "what is there is not computed again"
+    more = Store(model, rows, HOOKS[1:3], batch=10, block=2, cache=tmp_path)
+    more.fill()
+    assert passes == [[HOOKS[2]], [HOOKS[2]], list(HOOKS[1:3])], "only the hook and the rows that are new"
+    assert len(list(tmp_path.iterdir())) == 4 + 3 + 1
+    torch.testing.assert_close(
+        more.compute(2)[HOOKS[1]], sites.activations(model, rows[4:], HOOKS[1:2])[HOOKS[1]][counted(model, rows[4:])],
+        atol=0, rtol=2**-8, check_dtype=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["one bit", "cut", "another tensor"])
+def test_a_block_that_has_changed_on_disk_is_refused(model: Any, rows: Tensor, tmp_path: Path, how: str) -> None:
+    store = Store(model, rows, HOOKS[:1], batch=10, block=5, cache=tmp_path)
+    store.fill()
+    [path] = tmp_path.iterdir()
+    data = bytearray(path.read_bytes())
+    if how == "one bit":
+        data[-77] ^= 4
+    path.write_bytes({"cut": data[:-9], "another tensor": safetensors.torch.save({"x": torch.ones(3)})}.get(how, data))
+    with pytest.raises(ValueError, match=rf"{path.name} (is no whole file|has changed).*: delete it, and it is comp"):
+        store.compute(0)
+    path.unlink()
+    assert torch.isfinite(store.compute(0)[HOOKS[0]]).all()
+
+
+def test_a_disk_that_is_too_small_is_refused_before_the_first_pass(
+    model: Any, rows: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=40_000))
+    monkeypatch.setattr("mechinterp.sae.store.activations", lambda *a, **k: pytest.fail("a pass was made"))
+    store = Store(model, rows, HOOKS[:2], batch=10, cache=tmp_path)
+    with pytest.raises(OSError, match=r"activations take 0\.0 GB in .*, where 0\.0 GB are free"):
+        store.fill()
+    with pytest.raises(ValueError, match="no cache to fill"):
+        Store(model, rows, HOOKS[:1], batch=10).fill()
 
 
 @pytest.fixture
@@ -121,6 +175,7 @@ def test_the_digest_is_made_of_all_that_makes_a_block(other: Any, rows: Tensor, 
         replace(store, rows=turned).digest,
         replace(store, hooks=HOOKS[1:3]).digest,
         replace(store, block=3).digest,
+        replace(store, rows=rows[:4]).digest,
         replace(store, skip=(0, 7)).digest,
         replace(store, cache=tmp_path).digest,
     ]
@@ -144,12 +199,15 @@ def test_given_activations_are_told_apart_by_every_value() -> None:
     assert Given({"a": x.clone()}, batch=10).digest in digests
 
 
-def test_activations_beyond_half_precision_are_not_cached(other: Any, rows: Tensor, tmp_path: Path) -> None:
-    with torch.no_grad():
-        other.blocks[2].mlp.b_out[3] = 1e5
-    assert next(Store(other, rows, HOOKS[1:2], batch=10).batches())[HOOKS[1]].abs().max() > 9e4
-    with pytest.raises(ValueError, match=r"reach 1e\+05, and the cache's fp16 ends at 65504; use no cache"):
-        next(Store(other, rows, HOOKS[1:2], batch=10, cache=tmp_path).batches())
+def test_activations_beyond_bfloat16_are_not_cached(other: Any, rows: Tensor, tmp_path: Path) -> None:
+    def huge(*_: Any) -> dict[str, Tensor]:
+        return {HOOKS[1]: torch.full((5, 17, 3), 3.4e38)}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mechinterp.sae.store.activations", huge)
+        assert Store(other, rows, HOOKS[1:2], batch=10).compute(0)[HOOKS[1]].isfinite().all()
+        with pytest.raises(ValueError, match=r"reach 3\.4e\+38: bfloat16 ends at 3\.39e38"):
+            Store(other, rows, HOOKS[1:2], batch=10, cache=tmp_path).compute(0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -163,7 +221,7 @@ def test_the_tokenizers_own_bos_is_left_out(
     other.tokenizer.bos_token = None if bos is None else other.tokenizer.convert_ids_to_tokens(bos)
     rows = rows.clone()
     rows[:, 3], rows[:, 4] = 7, 5
-    kept = sum(int(t) not in left_out for t in rows.flatten())
+    kept = sum(int(t) not in left_out for t in rows[:, 1:].flatten())
     assert skipped(other, skip) == tuple(sorted(left_out))
     store = Store(other, rows, HOOKS[:1], batch=1, skip=skip)
     assert len(store) == kept
@@ -171,8 +229,19 @@ def test_the_tokenizers_own_bos_is_left_out(
     assert site(other, rows, HOOKS[0], skip=skip).counted.sum() == kept
 
 
-def test_rows_without_bos_are_all_kept(model: Any, rows: Tensor) -> None:
-    assert len(Store(model, rows.clamp(min=1), HOOKS[:1], batch=1)) == rows.numel()
+def test_the_first_token_never_counts(model: Any, rows: Tensor) -> None:
+    without = rows.clamp(min=1)
+    assert len(Store(model, without, HOOKS[:1], batch=1)) == without[:, 1:].numel()
+    assert not counted(model, without, [])[:, 0].any()
+
+
+def test_the_first_token_of_a_real_model_is_a_sink_without_bos(smollm2: Any) -> None:
+    rows = packed_rows(smollm2.tokenizer, sample(), 2, 64)
+    hook = "blocks.14.hook_resid_post"
+    norm = sites.activations(smollm2, rows, [hook])[hook].norm(dim=-1)
+    kept = counted(smollm2, rows)
+    assert (kept.sum(1) == 63).all(), "this tokenizer's text has no BOS"
+    assert norm[~kept].min() > 20 * norm[kept].max()
 
 
 def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(

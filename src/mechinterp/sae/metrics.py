@@ -1,7 +1,7 @@
 """What an SAE is worth: sparsity, reconstruction, shrinkage, and what it costs the model.
 
 All numbers are ratios of sums over tokens, so they are kept as sums by row of text: intervals come from drawing
-rows again, since tokens of one row are not independent. Tokens to skip (BOS) are neither replaced nor counted.
+rows again, since tokens of one row are not independent. First tokens and BOS are neither replaced nor counted.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mechinterp.sae.architectures import SAE
 from mechinterp.sae.sites import activations, logits
-from mechinterp.sae.store import skipped
+from mechinterp.sae.store import counted as counted_tokens
 from mechinterp.stats import Estimate, ratio
 
 Baseline = Literal["zero", "mean"]
@@ -123,15 +123,16 @@ def site(
     """Activations and losses of a model at a hook; three passes.
 
     Args:
-        skip: token ids that do not count; None for the BOS token of the model's tokenizer, if there is one.
+        skip: token ids that do not count; None for the BOS token of the model's tokenizer, if there is one. The first
+            token of a row never counts (see `store.counted`).
 
     Errors: `ValueError` for an unknown hook, activations or logits that are not finite, or no token that counts.
     """
     x = activations(model, tokens, [hook], batch_size=batch_size)[hook]
     tokens = tokens.to(x.device)
-    counted = ~torch.isin(tokens, torch.tensor(skipped(model, skip), dtype=tokens.dtype, device=tokens.device))
-    if not counted[:, 1:].any():
-        raise ValueError("no token counts: all of them are in skip")
+    counted = counted_tokens(model, tokens, skip)
+    if not counted.any():
+        raise ValueError("no token counts: but for the first of every row, all of them are in skip")
     centre = x[counted].mean(0)
 
     def loss(value: Tensor | None) -> Tensor:

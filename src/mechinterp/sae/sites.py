@@ -62,6 +62,16 @@ def place(model: Any, hook: str) -> tuple[str, int]:
     return ("resid_pre", layer + 1) if name == "hook_resid_post" else (_NAMES[name], layer)
 
 
+def width(model: Any, hook: str) -> int:
+    """Numbers a token at a hook, heads concatenated; `ValueError` as in `check_hooks`.
+
+    >>> from mechinterp.models import load
+    >>> width(load("lab"), "blocks.1.attn.hook_z")
+    256
+    """
+    return activations(model, torch.zeros(1, 1, dtype=torch.long), [hook])[hook].shape[-1]
+
+
 @torch.no_grad()
 def activations(
     model: Any, tokens: Int[Tensor, "prompt pos"], hooks: Sequence[str], *, batch_size: int = 32

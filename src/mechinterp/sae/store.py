@@ -1,26 +1,29 @@
 """Activations of a model as shuffled batches, without ever holding all of them.
 
 Rows of text are taken in blocks; a block's activations at every wanted hook are computed in one pass, shuffled and
-cut into batches. A batch is a function of (rows, seed, its number) alone, so training resumes anywhere, and a
-block that was computed once can be kept on disk.
+cut into batches. A batch is a function of (rows, seed, its number) alone, so training resumes anywhere. A block that
+was computed once can be kept on disk, one file a hook, so that one pass serves the training of many SAEs.
 """
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from mechinterp.architectures import settings
 from mechinterp.files import atomic_write
-from mechinterp.sae.sites import activations, check_hooks
+from mechinterp.sae.sites import activations, check_hooks, width
 
 
 def geometric_median(x: Float[Tensor, "token d_in"], *, steps: int = 30) -> Float[Tensor, " d_in"]:
@@ -39,8 +42,6 @@ def geometric_median(x: Float[Tensor, "token d_in"], *, steps: int = 30) -> Floa
 def skipped(model: Any, skip: Sequence[int] | None) -> tuple[int, ...]:
     """Token ids that do not count: `skip`, by default the BOS token of the model's tokenizer, if it has one.
 
-    Activations at BOS have another scale than all others.
-
     >>> from mechinterp.models import load
     >>> skipped(load("lab"), None), skipped(load("lab"), [3, 5]), skipped(object(), None)
     ((0,), (3, 5), ())
@@ -49,6 +50,21 @@ def skipped(model: Any, skip: Sequence[int] | None) -> tuple[int, ...]:
         return tuple(skip)
     bos = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
     return () if bos is None else (int(bos),)
+
+
+def counted(model: Any, tokens: Int[Tensor, "row pos"], skip: Sequence[int] | None = None) -> Bool[Tensor, "row pos"]:
+    """Which tokens an SAE is trained and measured on: all but the first of every row and those of `skipped`.
+
+    Heads that have nothing to do look at the first token of a text, BOS or not, and it has a scale of its own: in the
+    middle of SmolLM2 the residual stream has a norm of 23,000 there and of 150 elsewhere.
+
+    >>> from mechinterp.models import load
+    >>> counted(load("lab"), torch.tensor([[7, 8, 0, 9]]))
+    tensor([[False,  True, False,  True]])
+    """
+    kept = ~torch.isin(tokens, torch.tensor(skipped(model, skip), dtype=tokens.dtype, device=tokens.device))
+    kept[:, 0] = False
+    return kept
 
 
 def content(x: Tensor) -> bytes:
@@ -152,17 +168,18 @@ class Store(_Shuffled):
         batch: activations in a batch. `block`: rows that are shuffled together; memory is
             2 · block · positions · Σ d_in floats. A tail smaller than a batch is dropped from every block.
         skip: token ids whose activations are left out; None for the BOS token of the model's tokenizer, if there is
-            one (see `skipped`).
-        cache: folder for blocks; one that is there is not computed again. They are kept in fp16, so that every number
-            is rounded by up to 0.05 %, and what is below 6e-8 to zero. A file's name is made of all that makes its
-            content: weights, text, hooks, `block`, `skip`. Weights that are changed through `.data` are noticed by a
-            new store only.
+            one. The first token of a row is always left out (see `counted`).
+        cache: folder for blocks, one file a block and hook; one that is there is not computed again, by any store
+            with that hook and those rows. They are kept in bfloat16, so that every number is rounded by up to 0.4 %,
+            with a checksum. A file's name is made of all that makes its content: weights, settings, rows, hook, `skip`.
+            Weights that are changed through `.data` are noticed by a new store only.
 
     Errors: `ValueError` for an unknown hook, rows that are not [row pos] or do not fill one batch, and, when
-        they are met, activations that are not finite or do not vary, or are too large for the cache's fp16.
+        they are met, activations that are not finite or do not vary, or are too large for bfloat16, and files of the
+        cache whose bytes have changed.
 
     >>> from mechinterp.models import load
-    >>> rows = torch.randint(1, 8192, (4, 64))
+    >>> rows = torch.randint(1, 8192, (4, 65))
     >>> store = Store(load("lab"), rows, ("blocks.0.hook_mlp_out",), batch=32)
     >>> len(store), next(store.batches())["blocks.0.hook_mlp_out"].shape
     (8, torch.Size([32, 256]))
@@ -177,7 +194,7 @@ class Store(_Shuffled):
     skip: tuple[int, ...] | None = None
     cache: Path | None = None
     _held: dict[Any, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _digests: dict[Any, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _digests: dict[Any, dict[str, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_hooks(self.model, self.hooks)
@@ -193,15 +210,34 @@ class Store(_Shuffled):
 
     def counts(self) -> list[int]:
         """Whole batches in every block of rows."""
-        return self._counts
+        return [n // self.batch for n in self._tokens]
 
     @cached_property
-    def _counts(self) -> list[int]:
-        return [int(self._kept(rows).sum()) // self.batch for rows in self.rows.split(self.block)]
+    def _tokens(self) -> list[int]:
+        """Tokens that count in every block."""
+        return [int(counted(self.model, rows, self.skip).sum()) for rows in self.rows.split(self.block)]
 
-    def _kept(self, rows: Tensor) -> Bool[Tensor, "row pos"]:
-        skip = torch.tensor(skipped(self.model, self.skip), dtype=rows.dtype, device=rows.device)
-        return ~torch.isin(rows, skip)
+    @property
+    def bytes(self) -> int:
+        """What the cache takes on disk when all blocks are there, but for a few hundred bytes a file."""
+        return 2 * sum(self._tokens) * sum(width(self.model, hook) for hook in self.hooks)
+
+    def fill(self) -> None:
+        """Compute all blocks that the cache lacks, with a bar; killed, it goes on from the last whole block.
+
+        Errors: `ValueError` without a cache; `OSError` before the first pass if the disk has too little space.
+        """
+        if self.cache is None:
+            raise ValueError("this store has no cache to fill: give it a folder")
+        self.cache.mkdir(parents=True, exist_ok=True)
+        todo = [i for i in range(len(self._tokens)) if not all(self._path(hook, i).exists() for hook in self.hooks)]
+        needed = self.bytes * sum(self._tokens[i] for i in todo) // sum(self._tokens)
+        free = shutil.disk_usage(self.cache).free
+        if free < needed:
+            raise OSError(f"activations take {needed / 1e9:.1f} GB in {self.cache}, where {free / 1e9:.1f} GB are free")
+        for index in tqdm(todo, desc=f"activations, {self.bytes / 1e9:.1f} GB", unit="block", disable=not todo):
+            self.compute(index)
+        self._held.clear()
 
     def compute(self, index: int) -> dict[str, Float[Tensor, "token d_in"]]:
         """The activations of one block of rows, in the order of the text; the last one that was asked for is kept."""
@@ -212,43 +248,75 @@ class Store(_Shuffled):
         return self._held[key]
 
     def _computed(self, index: int) -> dict[str, Float[Tensor, "token d_in"]]:
-        """A block from the cache if it is there."""
-        path = None if self.cache is None else self.cache / f"{self.digest}-{index:05d}.safetensors"
+        """A block, from the cache what is there."""
         device = next(self.model.parameters()).device
-        if path is not None and path.exists():
-            return safetensors.torch.load_file(path, device=str(device))
-        rows = self.rows[index * self.block : (index + 1) * self.block]
-        kept = self._kept(rows).to(device)
-        block = {hook: x[kept] for hook, x in activations(self.model, rows, self.hooks).items()}
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            block = {hook: _half(hook, x) for hook, x in block.items()}
-            atomic_write(path, safetensors.torch.save({hook: x.cpu() for hook, x in block.items()}))
-        return block
+        paths = {} if self.cache is None else {hook: self._path(hook, index) for hook in self.hooks}
+        found = {hook: _read(path).to(device) for hook, path in paths.items() if path.exists()}
+        missing = [hook for hook in self.hooks if hook not in found]
+        if missing:
+            rows = self._rows(index)
+            kept = counted(self.model, rows, self.skip).to(device)
+            new = {hook: x[kept] for hook, x in activations(self.model, rows, missing).items()}
+            if self.cache is not None:
+                self.cache.mkdir(parents=True, exist_ok=True)
+                new = {hook: _rounded(hook, x) for hook, x in new.items()}
+                for hook, x in new.items():
+                    _write(paths[hook], x, hook)
+            found |= new
+        return {hook: found[hook] for hook in self.hooks}
+
+    def _rows(self, index: int) -> Int[Tensor, "row pos"]:
+        return self.rows[index * self.block : (index + 1) * self.block]
+
+    def _path(self, hook: str, index: int) -> Path:
+        assert self.cache is not None
+        return self.cache / f"{self._name(hook, index)}.safetensors"
+
+    def _name(self, hook: str, index: int) -> str:
+        """A name for all that makes a block's activations at a hook; weights are read again when they have changed."""
+        version = _version(self.model)
+        if version not in self._digests:
+            self._digests.clear()
+            self._digests[version] = {"model": model_content(self.model).hex()}
+        known, key = self._digests[version], f"rows {index}"
+        if key not in known:
+            known[key] = content(self._rows(index)).hex()
+        dtype = "float32" if self.cache is None else "bfloat16"
+        facts = [known["model"], known[key], hook, skipped(self.model, self.skip), "without first tokens", dtype]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
     @property
     def digest(self) -> str:
-        """A name for all that makes the activations (model, text, hooks, block size, skip and precision).
+        """A name for all that makes the activations (model, text, hooks, blocks, skip and precision).
 
-        Every byte of the weights counts; they are read again when they have changed.
+        Every byte of the weights counts.
         """
-        version = _version(self.model)
-        if version not in self._digests:
-            dtype = "float32" if self.cache is None else "float16"
-            facts = json.dumps([list(self.hooks), self.block, skipped(self.model, self.skip), dtype])
-            parts = model_content(self.model) + content(self.rows) + facts.encode()
-            self._digests.clear()
-            self._digests[version] = hashlib.sha256(parts).hexdigest()[:16]
-        return self._digests[version]
+        names = [self._name(hook, i) for hook in self.hooks for i in range(len(self._tokens))]
+        return hashlib.sha256("".join(names).encode()).hexdigest()[:16]
 
 
-def _half(hook: str, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_in"]:
-    half = x.half().contiguous()
-    if not torch.isfinite(half).all():
-        raise ValueError(
-            f"activations at {hook} reach {float(x.abs().max()):.3g}, and the cache's fp16 ends at 65504; use no cache"
-        )
-    return half
+def _rounded(hook: str, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_in"]:
+    rounded = x.bfloat16().contiguous()
+    if not torch.isfinite(rounded).all():
+        raise ValueError(f"activations at {hook} reach {float(x.abs().max()):.3g}: bfloat16 ends at 3.39e38")
+    return rounded
+
+
+def _write(path: Path, x: Tensor, hook: str) -> None:
+    x = x.cpu()
+    atomic_write(path, safetensors.torch.save({"x": x}, {"hook": hook, "sha256": content(x).hex()}))
+
+
+def _read(path: Path) -> Tensor:
+    way_out = "delete it, and it is computed again"
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            x, known = file.get_tensor("x"), (file.metadata() or {}).get("sha256")
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is no whole file of activations ({error}): {way_out}") from error
+    if content(x).hex() != known:
+        raise ValueError(f"{path} has changed since it was written: {way_out}")
+    return x
 
 
 @dataclass(frozen=True)

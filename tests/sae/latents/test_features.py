@@ -35,8 +35,9 @@ def tokens() -> Tensor:
 
 
 def dense(slow: Any, model: Any, sae: SAE, tokens: Tensor, skip: tuple[int, ...] = ()) -> Tensor:
-    """All latents of all tokens that count."""
+    """All latents of all tokens that count: the first of a prompt never does."""
     f = slow.topk(model, sae, tokens)
+    f[:, 0] = 0
     for token in skip:
         f[tokens == token] = 0
     return f
@@ -53,7 +54,7 @@ def test_a_record_is_what_the_whole_table_says(
         feature_activations(tiny, sae, tokens, top=4, skip=skip, one_per_prompt=one_per_prompt, batch_size=b)
         for b in (1, 7, 64)
     ]
-    n = int(sum(int(t) not in skip for t in tokens.flatten()))
+    n = int(sum(int(t) not in skip for t in tokens[:, 1:].flatten()))
     for record in records:
         assert torch.equal(record.active, (f > 0).sum((0, 1)))
         torch.testing.assert_close(record.density, (f > 0).sum((0, 1)) / n)
@@ -78,8 +79,9 @@ def test_a_record_is_what_the_whole_table_says(
 def given_activations(
     values: Tensor, batch_size: int, monkeypatch: pytest.MonkeyPatch, tiny: Any
 ) -> FeatureActivations:
-    """A record of activations [prompt pos] of one latent, put in place of the model's."""
-    tokens = torch.arange(values.numel()).view(values.shape)
+    """A record of activations [prompt pos] of one latent, put in place of the model's, each prompt after a token."""
+    values = torch.nn.functional.pad(values, (1, 0))
+    tokens = 1 + torch.arange(values.numel()).view(values.shape)
     x = torch.zeros(*values.shape, 64)
     x[..., 0] = values
     params = {
@@ -90,7 +92,7 @@ def given_activations(
     }
     sae = SAE("standard", params, hook="blocks.0.hook_mlp_out")
     with monkeypatch.context() as patch:
-        patch.setattr(module, "activations", lambda m, t, hooks, **_: {hooks[0]: x[t[:, 0] // values.shape[1]]})
+        patch.setattr(module, "activations", lambda m, t, hooks, **_: {hooks[0]: x[(t[:, 0] - 1) // values.shape[1]]})
         return feature_activations(tiny, sae, tokens, top=3, batch_size=batch_size)
 
 

@@ -19,6 +19,7 @@ from mechinterp.sae.architectures import SAE
 from mechinterp.sae.latents.attribution import dfa_by_source
 from mechinterp.sae.latents.interventions import SITES, check_latents, check_sae
 from mechinterp.sae.sites import activations
+from mechinterp.sae.store import counted as counted_tokens
 
 BINS = 32
 """Bins of a histogram; at least half of them lie below the largest activation."""
@@ -66,7 +67,7 @@ def feature_activations(
     tokens: Int[Tensor, "prompt pos"],
     *,
     top: int = 16,
-    skip: Sequence[int] = (),
+    skip: Sequence[int] | None = None,
     one_per_prompt: bool = True,
     batch_size: int = 16,
     progress: bool = False,
@@ -75,7 +76,8 @@ def feature_activations(
 
     Args:
         top: how many of the strongest to keep. Of equal ones the first in the text.
-        skip: token ids that do not count, such as the BOS if the SAE was trained without it.
+        skip: token ids that do not count; None for the BOS token of the model's tokenizer, if there is one. The first
+            token of a row never counts (see `store.counted`).
         one_per_prompt: keep at most one activation a prompt, so that the strongest are different contexts.
         batch_size: prompts at a time; does not change results. Memory: batch_size · positions · d_sae and
             d_sae · (3 · top + 32) numbers, whatever the length of the text.
@@ -86,16 +88,16 @@ def feature_activations(
     >>> from mechinterp.sae import initial
     >>> sae = SAE("topk", initial("topk", 256, 512, seed=0), k=8, hook="blocks.2.attn.hook_z")
     >>> record = feature_activations(load("lab", device="cpu"), sae, torch.randint(1, 8192, (4, 16)), top=3)
-    >>> record.value.shape, round(record.density.sum().item(), 3)  # k latents a token
+    >>> record.value.shape, round(record.density.sum().item(), 3)  # k latents per token
     (torch.Size([512, 3]), 8.0)
     """
     check_sae(model, sae, _SITES)
     check_tokens(model, tokens, batch_size)
     if top < 1:
         raise ValueError(f"top must be at least 1, not {top}")
-    counted = ~torch.isin(tokens, torch.tensor([*skip], dtype=tokens.dtype, device=tokens.device))
+    counted = counted_tokens(model, tokens, skip)
     if not counted.any():
-        raise ValueError("no token of the text counts: all of them are among those to skip")
+        raise ValueError("no token of the text counts: but for the first of every row, all are among those to skip")
     device, n = sae.W_enc.device, sae.d_sae
     active = torch.zeros(n, dtype=torch.long, device=device)
     exponent = torch.full((n,), _SMALLEST, device=device)
