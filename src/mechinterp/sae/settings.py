@@ -51,7 +51,9 @@ class Config:
             every resampling. `cooldown`: share of the steps at the end with a linear way down to zero.
         sparsity_warmup: steps in which λ rises linearly from zero.
         bandwidth: ε of the jumprelu's kernel, for inputs of mean square norm one.
-        threshold_rate: learning rate of log thresholds over that of all else; short runs need more than one.
+        threshold: where thresholds begin, for inputs of mean square norm one. `threshold_rate`: learning rate of their
+            logarithms over that of all else. Short runs need more of both: a latent's threshold ends near 0.1, and at
+            one, with a learning rate of 0.001, its logarithm takes thousands of steps to get there.
         dead_after: tokens without firing after which a latent is dead, for the log and for AuxK.
         resample_every: steps between two resamplings of dead latents of standard and gated SAEs; 0 for none.
             `resamples`: how many.
@@ -64,6 +66,7 @@ class Config:
     cooldown: float = 0.0
     sparsity_warmup: int = 10_000
     bandwidth: float = 1e-3
+    threshold: float = 1e-3
     threshold_rate: float = 1.0
     dead_after: int = 10_000_000
     resample_every: int = 0

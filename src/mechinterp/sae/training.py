@@ -52,13 +52,15 @@ class Trained:
 class _Stack:
     """SAEs of one kind that take their steps together."""
 
-    def __init__(self, specs: Sequence[Spec], store: Store | Given, d_in: int, device: torch.device) -> None:
+    def __init__(
+        self, specs: Sequence[Spec], store: Store | Given, d_in: int, device: torch.device, config: Config
+    ) -> None:
         first = specs[0]
         self.specs, self.name, self.hook, self.variant = specs, first.kind, first.hook, first.variant
         self.kind = KINDS[first.kind]
         self.scale = store.scale(self.hook)
         self.variance = store.variance(self.hook) / self.scale**2
-        fresh = [initial(first.kind, d_in, first.d_sae, seed=spec.seed) for spec in specs]
+        fresh = [initial(first.kind, d_in, first.d_sae, seed=s.seed, threshold=config.threshold) for s in specs]
         self.params = self.kind.trained({n: torch.stack([p[n] for p in fresh]).to(device) for n in fresh[0]})
         if self.kind.at_median:
             self.params["b_dec"] += store.median(self.hook).to(device) / self.scale
@@ -81,7 +83,7 @@ class _Stack:
         """One update; returns [metric, sae], filled where `log`."""
         x = raw[self.hook] / self.scale
         warm = min(1.0, (number + 1) / config.sparsity_warmup) if config.sparsity_warmup else 1.0
-        f, error, total = self.backward(x, self.sparsity * warm, config, log)
+        f, active, error, total = self.backward(x, self.sparsity * warm, config, log)
         rows = self.params["W_dec"]
         assert rows.grad is not None
         rows.grad -= (rows.grad * rows.detach()).sum(-1, keepdim=True) * rows.detach()
@@ -90,19 +92,18 @@ class _Stack:
         adam.step()
         adam.zero_grad()
         rows.data /= rows.data.norm(dim=-1, keepdim=True)
-        fired = f.amax(1) > 0
-        self.age = torch.where(fired, 0.0, self.age + len(x))
+        self.age = torch.where(active > 0, 0.0, self.age + len(x))
         if config.resamples_at(number + 1) and self.kind.resampled:
             self.resample(x, config.resample_every * len(x), adam, number)
         if not log:
             return torch.empty(0)
         self.level = self.kind.level(self.level, f)
-        l0 = f.sign().sum((1, 2)) / len(x)
+        l0 = active.sum(-1) / len(x)
         silent = (self.age >= config.dead_after).float().mean(-1)
         return torch.stack([total, l0, error / self.variance, silent])
 
-    def backward(self, x: Tensor, sparsity: Tensor, config: Config, log: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Set the gradients; returns latents, squared error and, where `log`, the loss."""
+    def backward(self, x: Tensor, sparsity: Tensor, config: Config, log: bool) -> tuple[Tensor, ...]:
+        """Set the gradients; returns latents, tokens on which each is on, squared error and, where `log`, the loss."""
         settings: dict[str, Any] = {
             "k": self.specs[0].k or 0, "bandwidth": config.bandwidth, "variant": self.variant,
         }  # fmt: skip
@@ -111,11 +112,12 @@ class _Stack:
             with torch.enable_grad():
                 result = loss(self.name, self.params, x, sparsity, dead=dead, **settings)
                 result.total.sum().backward()
-            return result.f, result.error, result.total.detach()
+            return result.f, result.f.sign().sum(1), result.error, result.total.detach()
         found = gradients(self.name, self.params, x, sparsity, value=log, **settings)
         for name, grad in found.grads.items():
             self.params[name].grad = grad
-        return found.f, found.error, found.error if found.penalty is None else found.error + found.penalty
+        total = found.error if found.penalty is None else found.error + found.penalty
+        return found.f, found.cells.active(found.f), found.error, total
 
     def resample(self, x: Tensor, window: int, adam: torch.optim.Adam, seed: int) -> None:
         """Dead latents start again from inputs that are badly reconstructed (Bricken et al. 2023).
@@ -204,7 +206,7 @@ def train(
     stacks = []
     for group in groups:
         d_in = first[specs[group[0]].hook].shape[-1]
-        stacks.append(_Stack([specs[i] for i in group], store, d_in, device))
+        stacks.append(_Stack([specs[i] for i in group], store, d_in, device, config))
     del first
     adams = [s.optimiser(config) for s in stacks]
     data = store.digest

@@ -1,8 +1,8 @@
 """What a kind of SAE says about itself, and the mathematics that kinds share.
 
 Losses and gradients are those of a stack of SAEs: weights carry a leading axis `sae`, the batch is shared. Gradients
-are closed forms, two to three times faster than autograd on a CPU: no graph, no loss where nobody reads it, and every
-large tensor [sae token d_sae] is changed in place.
+are closed forms, on `cells`: no graph, no loss where nobody reads it, nothing for latents that are off, and what is
+large is changed in place.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,8 @@ from typing import ClassVar
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from mechinterp.sae.kinds.cells import Cells, product
 
 Params = dict[str, Tensor]
 
@@ -49,13 +51,15 @@ class Gradients:
     """Gradients of the total loss, by the names of the parameters, and what is known on the way.
 
     Attributes:
-        error: mean of ‖x - x̂‖². `f`: the latents. `penalty`: the other terms of the loss, if they were asked for.
+        error: mean of ‖x - x̂‖². `f`: the latents of the cells. `penalty`: the other terms of the loss, if they were
+            asked for. `cells`: where all other latents are zero.
     """
 
     grads: Params
     error: Float[Tensor, " sae"]
-    f: Float[Tensor, "sae token d_sae"]
+    f: Tensor
     penalty: Float[Tensor, " sae"] | None
+    cells: Cells = Cells()  # noqa: RUF009  (it has no state)
 
 
 class Kind:
@@ -136,8 +140,8 @@ class Kind:
         """The tensors that are trained in place of p."""
         return p
 
-    def level(self, old: Float[Tensor, " sae"], f: Float[Tensor, "sae token d_sae"]) -> Float[Tensor, " sae"]:
-        """A number that is followed from one entry of the log to the next."""
+    def level(self, old: Float[Tensor, " sae"], f: Tensor) -> Float[Tensor, " sae"]:
+        """A number that is followed from one entry of the log to the next; f as in `Gradients`."""
         return old
 
     def finished(self, p: Params, level: Float[Tensor, ""]) -> tuple[str, Params]:
@@ -159,11 +163,6 @@ class Kind:
     def sound(self, p: Params) -> Params:
         """What a file may hold and `check` refuses, put right."""
         return p
-
-
-def product(a: Float[Tensor, "sae m k"], b: Float[Tensor, "sae k n"]) -> Float[Tensor, "sae m n"]:
-    """a @ b of every SAE. `bmm` would copy what is transposed, on a CPU."""
-    return torch.mm(a[0], b[0])[None] if len(a) == 1 else torch.bmm(a, b)
 
 
 def inner(p: Params, x: Float[Tensor, "token d_in"], bias: str | None = "b_enc") -> Float[Tensor, "sae token d_sae"]:
@@ -188,16 +187,13 @@ def per_token(sparsity: Float[Tensor, " sae"], x: Float[Tensor, "token d_in"]) -
     return (sparsity / len(x))[:, None, None]
 
 
-def error_of(p: Params, f: Tensor, x: Tensor) -> tuple[Float[Tensor, "sae token d_in"], Float[Tensor, " sae"]]:
+def error_of(
+    p: Params, f: Tensor, x: Tensor, cells: Cells
+) -> tuple[Float[Tensor, "sae token d_in"], Float[Tensor, " sae"]]:
     """The derivative of the mean squared norm of x̂ - x by x̂, and that mean."""
-    e = product(f, p["W_dec"]).add_(p["b_dec"][:, None]).sub_(x)
+    e = cells.decode(f, p["W_dec"]).add_(p["b_dec"][:, None]).sub_(x)
     error = e.square().sum((1, 2)) / len(x)
     return e.mul_(2 / len(x)), error
-
-
-def back(p: Params, e: Float[Tensor, "sae token d_in"]) -> Float[Tensor, "sae token d_sae"]:
-    """The derivative by the latents, from that by x̂."""
-    return product(e, p["W_dec"].mT)
 
 
 def where_on(d: Tensor, f: Tensor) -> Tensor:
@@ -205,9 +201,9 @@ def where_on(d: Tensor, f: Tensor) -> Tensor:
     return torch.ops.aten.threshold_backward.grad_input(d, f, 0.0, grad_input=d)
 
 
-def into_weights(p: Params, x: Tensor, f: Tensor, e: Tensor, d: Tensor) -> Params:
+def into_weights(p: Params, x: Tensor, f: Tensor, e: Tensor, d: Tensor, cells: Cells) -> Params:
     """Gradients of W_enc, W_dec, b_dec and b_enc, from the derivatives e by x̂ and d by (x - b_dec) W_enc + b_enc."""
-    mass = d.sum(1)
-    W_enc = product(x.T.expand(len(d), -1, -1), d).sub_(p["b_dec"][..., None] * mass[:, None])
+    mass = cells.total(d)
+    W_enc = cells.columns(d, x).sub_(p["b_dec"][..., None] * mass[:, None])
     into_input = product(mass[:, None], p["W_enc"].mT)[:, 0]
-    return {"b_enc": mass, "W_enc": W_enc, "W_dec": product(f.mT, e), "b_dec": e.sum(1) - into_input}
+    return {"b_enc": mass, "W_enc": W_enc, "W_dec": cells.rows(f, e), "b_dec": e.sum(1) - into_input}

@@ -7,7 +7,8 @@ threshold is a moving average of the smallest latent that was on.
 import torch
 from torch import Tensor
 
-from mechinterp.sae.kinds.base import Gradients, Options, Params, back, error_of, inner, into_weights, where_on
+from mechinterp.sae.kinds.base import Gradients, Options, Params, error_of, inner, into_weights, where_on
+from mechinterp.sae.kinds.cells import where
 from mechinterp.sae.kinds.topk import TopK, keep_largest, variance
 
 
@@ -26,10 +27,12 @@ class BatchTopK(TopK):
         """Of `loss` without AuxK."""
         spread = variance(x)
         f = self.largest(inner(p, x).relu_(), o.k)
-        e, error = error_of(p, f, x)
-        d = where_on(back(p, e), f).div_(spread)
+        cells = where(f > 0)
+        f = cells.take(f)
+        e, error = error_of(p, f, x, cells)
+        d = where_on(cells.back(e, p["W_dec"]), f).div_(spread)
         penalty = error / spread - error if value else None
-        return Gradients(into_weights(p, x, f, e.div_(spread), d), error, f, penalty)
+        return Gradients(into_weights(p, x, f, e.div_(spread), d, cells), error, f, penalty, cells)
 
     def level(self, old: Tensor, f: Tensor) -> Tensor:
         """The smallest latent that is on, in a moving average."""

@@ -15,16 +15,15 @@ from mechinterp.sae.kinds.base import (
     Kind,
     Options,
     Params,
-    back,
     decode,
     error_of,
     inner,
     into_weights,
     per_token,
-    product,
     squared,
     where_on,
 )
+from mechinterp.sae.kinds.cells import where
 
 
 class Gated(Kind):
@@ -72,30 +71,32 @@ class Gated(Kind):
         """Of `loss`."""
         lam = per_token(sparsity, x)
         pre, own, extra = inner(p, x, None), Params(), Params()
-        gate = (pre + p["b_gate"][:, None]).relu_()
+        cells = where(pre > -p["b_gate"][:, None])
+        pre = cells.take(pre)
+        gate = (pre + cells.each(p["b_gate"])).relu_()
         rate = torch.ones_like(p["r_mag"]) if o.variant == "no r_mag" else p["r_mag"].exp()
-        f = where_on((pre * rate[:, None]).add_(p["b_mag"][:, None]).relu_(), gate)
-        e, error = error_of(p, f, x)
-        magnitude = where_on(back(p, e), f)
-        own["b_mag"] = magnitude.sum(1)
+        f = where_on((pre * cells.each(rate)).add_(cells.each(p["b_mag"])).relu_(), gate)
+        e, error = error_of(p, f, x, cells)
+        magnitude = where_on(cells.back(e, p["W_dec"]), f)
+        own["b_mag"] = cells.total(magnitude)
         if o.variant != "no r_mag":
-            own["r_mag"] = pre.mul_(magnitude).sum(1) * rate
+            own["r_mag"] = cells.total(pre.mul_(magnitude)) * rate
         penalty = gate.sum((1, 2)) * lam[:, 0, 0] if value else None
         if o.variant == "no auxiliary loss":
             d = gate.sign_().mul_(lam)
         else:
-            e_gate, missed = error_of(p, gate, x)
-            d = where_on(back(p, e_gate).add_(lam), gate)
+            e_gate, missed = error_of(p, gate, x, cells)
+            d = where_on(cells.back(e_gate, p["W_dec"]).add_(lam), gate)
             penalty = None if penalty is None else penalty + missed
             if o.variant == "unfrozen decoder":
-                extra = {"W_dec": product(gate.mT, e_gate), "b_dec": e_gate.sum(1)}
-        own["b_gate"] = d.sum(1)
-        d += magnitude.mul_(rate[:, None])
-        grads = into_weights(p, x, f, e, d)
+                extra = {"W_dec": cells.rows(gate, e_gate), "b_dec": e_gate.sum(1)}
+        own["b_gate"] = cells.total(d)
+        d += magnitude.mul_(cells.each(rate))
+        grads = into_weights(p, x, f, e, d, cells)
         del grads["b_enc"]
         for name, grad in extra.items():
             grads[name] += grad
-        return Gradients(grads | own, error, f, penalty)
+        return Gradients(grads | own, error, f, penalty, cells)
 
     def centre(self, p: Params) -> Params:
         """Both biases move, that of the magnitudes by its rescaled share."""

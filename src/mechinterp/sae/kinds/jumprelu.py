@@ -20,7 +20,6 @@ from mechinterp.sae.kinds.base import (
     Kind,
     Options,
     Params,
-    back,
     decode,
     error_of,
     inner,
@@ -28,6 +27,7 @@ from mechinterp.sae.kinds.base import (
     per_token,
     squared,
 )
+from mechinterp.sae.kinds.cells import where
 
 
 class JumpReLU(Kind):
@@ -63,19 +63,22 @@ class JumpReLU(Kind):
         """Of `loss`."""
         lam, pre = per_token(sparsity, x), inner(p, x)
         theta = p["log_threshold"].exp()
-        above = pre - theta[:, None]
+        cells = where(pre > (theta - o.bandwidth / 2)[:, None])
+        pre = cells.take(pre)
+        above = pre - cells.each(theta)
         gate = above.sign().clamp_(min=0)
         f = pre.mul_(gate)
         near = above.abs_().mul_(-2 / o.bandwidth).add_(1).sign_().clamp_(min=0)
-        e, error = error_of(p, f, x)
-        d = back(p, e)
+        e, error = error_of(p, f, x, cells)
+        d = cells.back(e, p["W_dec"])
         penalty = gate.sum((1, 2)) * lam[:, 0, 0] if value else None
         hit = near * d
-        log_threshold = (hit.sum(1) * theta + near.sum(1) * lam[:, 0]) * theta / -o.bandwidth
+        log_threshold = (cells.total(hit) * theta + cells.total(near) * lam[:, 0]) * theta / -o.bandwidth
         d *= gate
         if o.variant == "gradient to pre":
-            d += hit.mul_(theta[:, None]).add_(near.mul_(lam)).div_(o.bandwidth)
-        return Gradients(into_weights(p, x, f, e, d) | {"log_threshold": log_threshold}, error, f, penalty)
+            d += hit.mul_(cells.each(theta)).add_(near.mul_(lam)).div_(o.bandwidth)
+        grads = into_weights(p, x, f, e, d, cells) | {"log_threshold": log_threshold}
+        return Gradients(grads, error, f, penalty, cells)
 
     def trained(self, p: Params) -> Params:
         """The logarithm of the thresholds in their place."""

@@ -13,7 +13,6 @@ from mechinterp.sae.kinds.base import (
     Kind,
     Options,
     Params,
-    back,
     decode,
     error_of,
     inner,
@@ -22,6 +21,7 @@ from mechinterp.sae.kinds.base import (
     squared,
     where_on,
 )
+from mechinterp.sae.kinds.cells import where
 
 
 class Standard(Kind):
@@ -47,11 +47,13 @@ class Standard(Kind):
     def gradients(self, p: Params, x: Tensor, sparsity: Tensor, o: Options, value: bool) -> Gradients:
         """Of `loss`."""
         lam = per_token(sparsity, x)
-        f = inner(p, x).relu_()
-        e, error = error_of(p, f, x)
+        pre = inner(p, x)
+        cells = where(pre > 0)
+        f = cells.take(pre).relu_()
+        e, error = error_of(p, f, x, cells)
         penalty = f.sum((1, 2)) * lam[:, 0, 0] if value else None
-        d = where_on(back(p, e).add_(lam), f)
-        return Gradients(into_weights(p, x, f, e, d), error, f, penalty)
+        d = where_on(cells.back(e, p["W_dec"]).add_(lam), f)
+        return Gradients(into_weights(p, x, f, e, d, cells), error, f, penalty, cells)
 
 
 def _as_gated(p: Params) -> Params:

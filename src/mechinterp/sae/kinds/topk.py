@@ -14,13 +14,14 @@ from mechinterp.sae.kinds.base import (
     Kind,
     Options,
     Params,
-    back,
     decode,
     error_of,
     inner,
     into_weights,
     squared,
+    where_on,
 )
+from mechinterp.sae.kinds.cells import of_each_token
 
 
 class TopK(Kind):
@@ -55,13 +56,11 @@ class TopK(Kind):
         """Of `loss` without AuxK."""
         spread, pre = variance(x), inner(p, x)
         top = pre.topk(o.k, dim=-1, sorted=False)
-        values = top.values.relu_()
-        f = torch.zeros_like(pre).scatter_(-1, top.indices, values)
-        e, error = error_of(p, f, x)
-        kept = back(p, e).gather(-1, top.indices).mul_(values.sign()).div_(spread)
-        d = pre.zero_().scatter_(-1, top.indices, kept)
+        cells, f = of_each_token(top.indices, top.values.relu_(), pre.shape[-1])
+        e, error = error_of(p, f, x, cells)
+        d = where_on(cells.back(e, p["W_dec"]), f).div_(spread)
         penalty = error / spread - error if value else None
-        return Gradients(into_weights(p, x, f, e.div_(spread), d), error, f, penalty)
+        return Gradients(into_weights(p, x, f, e.div_(spread), d, cells), error, f, penalty, cells)
 
 
 def keep_largest(f: Float[Tensor, "... d_sae"], k: int) -> Float[Tensor, "... d_sae"]:
