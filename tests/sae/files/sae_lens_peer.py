@@ -27,6 +27,12 @@ from sae_lens import (  # noqa: E402
     JumpReLUSAEConfig,
     JumpReLUTrainingSAE,
     JumpReLUTrainingSAEConfig,
+    JumpReLUTranscoder,
+    JumpReLUTranscoderConfig,
+    MatryoshkaBatchTopKTrainingSAE,
+    MatryoshkaBatchTopKTrainingSAEConfig,
+    SkipTranscoder,
+    SkipTranscoderConfig,
     StandardSAE,
     StandardSAEConfig,
     StandardTrainingSAE,
@@ -46,6 +52,12 @@ KINDS = {
     "jumprelu": (JumpReLUSAE, JumpReLUSAEConfig, JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig),
     "topk": (TopKSAE, TopKSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig),
     "batchtopk": (None, None, BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig),
+    "matryoshka": (None, None, MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig),
+}
+TRANSCODERS = {
+    "transcoder": (Transcoder, TranscoderConfig),
+    "transcoder-skip": (SkipTranscoder, SkipTranscoderConfig),
+    "transcoder-jumprelu": (JumpReLUTranscoder, JumpReLUTranscoderConfig),
 }
 
 
@@ -79,7 +91,8 @@ def scramble(sae: torch.nn.Module, seed: int) -> None:
 
 def write(folder: Path, d_in: int, d_sae: int) -> None:
     for seed, (kind, (cls, cfg, train_cls, train_cfg)) in enumerate(KINDS.items()):
-        k = {"k": K} if "topk" in kind else {}
+        k = {"k": K} if "topk" in kind or kind == "matryoshka" else {}
+        k |= {"matryoshka_widths": [d_sae // 2, d_sae]} if kind == "matryoshka" else {}
         for centred in (True, False):
             name = f"{kind}{'' if centred else '-uncentred'}"
             if cls is not None:
@@ -93,8 +106,13 @@ def write(folder: Path, d_in: int, d_sae: int) -> None:
             scramble(train, seed)
             train.save_inference_model(folder / f"{name}-trained")
             train.save_model(folder / f"{name}-checkpoint")
-    transcoder = Transcoder(TranscoderConfig(d_in=d_in, d_out=d_in, d_sae=d_sae, apply_b_dec_to_input=False))
-    transcoder.save_model(folder / "transcoder")
+    x = load_file(folder.parent / "x.safetensors")["x"].double()
+    for seed, (name, (cls, cfg)) in enumerate(TRANSCODERS.items()):
+        transcoder = cls(cfg(d_in=d_in, d_out=5, d_sae=d_sae, apply_b_dec_to_input=False, dtype="float64"))
+        scramble(transcoder, seed)
+        transcoder.cfg.metadata.hook_name, transcoder.cfg.metadata.hook_name_out = "reads", "predicts"
+        transcoder.save_model(folder / name)
+        save_file({"f": transcoder.encode(x), "out": transcoder(x)}, folder / name / "peer.safetensors")
 
 
 def main() -> None:
@@ -104,7 +122,7 @@ def main() -> None:
         run(folder, x, in_units=False)
     write(root / "theirs", x.shape[1], 20)
     for folder in sorted((root / "theirs").iterdir()):
-        if not folder.name.startswith(("transcoder", "batchtopk")) or folder.name.endswith("-trained"):
+        if not folder.name.startswith(("transcoder", "batchtopk", "matryoshka")) or folder.name.endswith("-trained"):
             run(folder, x, in_units=True)
 
 

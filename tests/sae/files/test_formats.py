@@ -505,7 +505,7 @@ def test_sparsify(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"transcode": True}, "EleutherAI's sparsify with transcode = True, which is no plain TopK SAE"),
+        ({"transcode": True}, "EleutherAI's sparsify with transcode = True, no plain TopK: it reads one"),
         ({"skip_connection": True}, "with skip_connection = True"),
         ({"embed_skip": True}, "with embed_skip = True"),
         ({"gram_lookup": True}, "with gram_lookup = True"),
@@ -585,8 +585,8 @@ def test_bad_tensors(tmp_path: Path, change: dict[str, Any], words: str) -> None
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"architecture": "transcoder"}, "is a transcoder: it reads one place"),
-        ({"architecture": "jumprelu_skip_transcoder"}, "is no SAE"),
+        ({"architecture": "transcoder"}, "is a transcoder, and no SAE: it reads one place"),
+        ({"architecture": "jumprelu_skip_transcoder"}, "and no SAE"),
         ({"architecture": "matryoshka_batchtopk"}, "save_inference_model"),
         ({"architecture": "temporal"}, "unknown architecture 'temporal'; known: standard, gated, jumprelu, topk"),
         ({"architecture": "topk"}, "must say how many latents are active: k is None"),

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mechinterp.sae import SAE, initial
-from mechinterp.sae.files.formats import load, save
+from mechinterp.sae.files import load, load_transcoder, save
 
 ROOT = Path(__file__).parents[3]
 PEER = Path(__file__).parent / "sae_lens_peer.py"
@@ -66,15 +66,33 @@ def test_sae_lens_reads_ours(exchanged: Path, kind: str, variant: str) -> None:
 
 
 WRITTEN = [f"{kind}{centring}{how}" for kind in SAVED for centring in ("", "-uncentred") for how in ("", "-checkpoint")]
-TRAINED = [f"{kind}{centring}-trained" for kind in (*SAVED, "batchtopk") for centring in ("", "-uncentred")]
+BATCHWISE = ("batchtopk", "matryoshka")
+TRAINED = [f"{kind}{centring}-trained" for kind in (*SAVED, *BATCHWISE) for centring in ("", "-uncentred")]
 
 
 @pytest.mark.parametrize("name", WRITTEN + TRAINED)
 def test_we_read_what_sae_lens_writes(exchanged: Path, name: str) -> None:
     """By `save_model` of an SAE and of one in training, and by `save_inference_model`."""
     sae = compare(exchanged / "theirs" / name, load_file(exchanged / "x.safetensors")["x"], 1e-5)
-    assert sae.kind == name.split("-")[0].replace("batchtopk", "jumprelu")
+    kind = name.split("-")[0]
+    assert sae.kind == ("jumprelu" if kind in BATCHWISE else kind)
     assert (sae.W_dec.norm(dim=1) - 1).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("name", ["transcoder", "transcoder-skip", "transcoder-jumprelu"])
+def test_we_read_sae_lens_transcoders(exchanged: Path, name: str) -> None:
+    found, x = load_transcoder(exchanged / "theirs" / name), load_file(exchanged / "x.safetensors")["x"]
+    theirs = load_file(exchanged / "theirs" / name / "peer.safetensors")
+    assert (found.reads, found.predicts) == ("reads", "predicts")
+    torch.testing.assert_close(found.encode(x).double(), theirs["f"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found(x).double(), theirs["out"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", BATCHWISE)
+def test_a_checkpoint_of_a_batchwise_kind_is_what_its_inference_model_is(exchanged: Path, kind: str) -> None:
+    x = load_file(exchanged / "x.safetensors")["x"]
+    saved, checkpoint = (load(exchanged / "theirs" / f"{kind}-{how}") for how in ("trained", "checkpoint"))
+    torch.testing.assert_close(checkpoint(x), saved(x), atol=1e-5, rtol=1e-5)
 
 
 def test_the_hook_is_kept(exchanged: Path) -> None:
@@ -82,7 +100,7 @@ def test_the_hook_is_kept(exchanged: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("transcoder", "is a transcoder"), ("batchtopk-checkpoint", "save_inference_model")]
+    ("name", "words"), [("transcoder", "is a transcoder"), ("transcoder-skip", "load_transcoder reads it")]
 )
 def test_what_is_no_finished_sae_is_refused(exchanged: Path, name: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):

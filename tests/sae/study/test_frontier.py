@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mechinterp.sae import SAE, initial
 from mechinterp.sae.metrics import reconstruction
-from mechinterp.sae.study.frontier import Curve, common, curve, rescale_and_shift
+from mechinterp.sae.study.frontier import Curve, by_seed, common, costs, curve, rescale_and_shift
 
 FLOATS = st.lists(st.floats(0.5, 200), min_size=3, max_size=8, unique_by=lambda x: round(x, 3))
 
@@ -38,11 +38,41 @@ def test_curves_from_a_sweep() -> None:
     torch.testing.assert_close(found.y[0], torch.tensor([0.3, 0.2, 0.1], dtype=torch.float64))
     shared = common(found)
     assert 8 < shared.min() < shared.max() < 9
-    with pytest.raises(ValueError, match="do not fill 2 seeds x 3 levels"):
-        curve(saes[:-1], "fvu")
+    assert curve(saes[:-1], "fvu").l0.tolist() == [[8, 9, 10]], "seed 0 lacks a level"
+    with pytest.raises(ValueError, match="of 4 SAEs at 3 levels of sparsity no seed has every level once"):
+        curve([saes[0], saes[1], saes[4], saes[5]], "fvu")
+    with pytest.raises(ValueError, match="no seed has every level once"):
+        curve([*saes, saes[0]], "fvu")
     far = Curve(found.l0 + 100, found.y)
     with pytest.raises(ValueError, match="no L0 in common"):
         common(found, far)
+
+
+def power(seed: int, sparsity: float, l0: float, gain: float) -> dict[str, float]:
+    """An SAE whose FVU is gain / sqrt(L0)."""
+    return {"seed": seed, "sparsity": sparsity, "l0": l0, "fvu": gain / l0**0.5}
+
+
+def test_seeds_are_compared_at_one_l0() -> None:
+    levels = [power(0, 40 / l0, l0, 1.0) for l0 in np.geomspace(5, 80, 40)]
+    others = [power(1, levels[20]["sparsity"], 17.0, 1.1), power(2, levels[20]["sparsity"], 26.0, 0.8)]
+    found = by_seed([*others, *levels], "fvu", 20.0)
+    torch.testing.assert_close(found, torch.tensor([1.0, 1.1, 0.8], dtype=torch.float64) / 20**0.5, rtol=1e-3, atol=0)
+    with pytest.raises(ValueError, match="this sweep has L0s from 5 to 80, and not 90"):
+        by_seed([*others, *levels], "fvu", 90.0)
+
+
+def test_costs_by_row() -> None:
+    rng = np.random.default_rng(0)
+    saes = [power(0, 1 / l0, l0, 1.0) | {"rows": (rng.normal(size=6) / l0).tolist()} for l0 in (64.0, 4.0, 16.0)]
+    found = costs([*saes, power(1, 1 / 16, 15.0, 1.0)])
+    assert found.l0.tolist() == [4, 16, 64]
+    at = found.at(torch.tensor([4.0, 8.0, 100.0], dtype=torch.float64))
+    expected = (np.array(saes[1]["rows"]) + np.array(saes[2]["rows"])) / 2
+    np.testing.assert_allclose(at[:, 0], saes[1]["rows"])
+    np.testing.assert_allclose(at[:, 1], expected, rtol=1e-9)
+    assert at[:, 2].isnan().all()
+    assert common(found, found, points=1).tolist() == [16.0]
 
 
 def test_rescaling_is_what_gradient_descent_finds() -> None:

@@ -323,7 +323,7 @@ def test_skipped_tokens_do_not_count(tokens: torch.Tensor) -> None:
     rows = torch.cat([torch.zeros(P, 1, dtype=torch.long), tokens.clamp(min=1)], 1)
     latent = (rows == 5).double()
     latent[:, 0] = 50.0
-    with_it, without = (explain(rows, latent, decode, skip=skip) for skip in ((), (0,)))
+    with_it, without = (explain(rows, latent, decode, counted=counted) for counted in (None, rows != 0))
     assert without.rules[0].text == "token 'ing'" or without.rules[0].text == "a piece of a word"
     assert without.correlation == pytest.approx(1, abs=1e-6)
     assert len(without.rules) == 1
@@ -398,7 +398,7 @@ def test_random_directions_of_the_lab_model_are_harder(lab: Any, tokenizer: Any)
     before = torch.cat([torch.full_like(rows[:, :1], -1), rows[:, :-1]], 1)
     plant = torch.stack([rows == i for i in common] + [before == i for i in common], -1).float()
     found = study(
-        rows, {"planted": plant, "random": random}, lambda i: tokenizer.decode([i]), skip=(0,), progress=False
+        rows, {"planted": plant, "random": random}, lambda i: tokenizer.decode([i]), counted=rows != 0, progress=False
     ).scores
     for measure in ("correlation", "auc", "fuzzing"):
         one, other = found["planted"].mean(measure), found["random"].mean(measure)  # type: ignore[arg-type]

@@ -7,16 +7,25 @@ from pathlib import Path
 import pytest
 import torch
 
+from mechinterp.sae import sites
 from mechinterp.sae.files.formats import load
-from mechinterp.sae.study import sweeps
+from mechinterp.sae.sites import layer_of
+from mechinterp.sae.study import plans, sweeps
 
-PATH = sweeps.MEASURED / "lab.json"
 SETTINGS = ("kind", "hook", "d_sae", "sparsity", "seed", "lr", "variant")
 
 
-@pytest.mark.parametrize("name", sweeps.SWEEPS)
-def test_committed_sweeps_have_the_settings_of_the_code(name: str) -> None:
-    wanted, found = sweeps.sweep(name, "lab"), sweeps.measured(name, "lab")
+COMMITTED = [
+    (scale, name)
+    for scale in plans.PLANS
+    if (sweeps.MEASURED / f"{scale}.json").exists()
+    for name in json.loads((sweeps.MEASURED / f"{scale}.json").read_text())
+]
+
+
+@pytest.mark.parametrize(("scale", "name"), COMMITTED)
+def test_committed_sweeps_have_the_settings_of_the_code(scale: plans.ScaleName, name: str) -> None:
+    wanted, found = plans.sweep(name, scale), sweeps.measured(name, scale)
     assert json.loads(json.dumps(asdict(wanted.config))) == found.config
     assert [tuple(s[key] for key in SETTINGS) for s in found.saes] == [
         tuple(asdict(spec)[key] for key in SETTINGS) for spec in wanted.specs
@@ -27,12 +36,18 @@ def test_committed_sweeps_have_the_settings_of_the_code(name: str) -> None:
             assert lo <= s[measure] <= hi or hi - lo < 1e-4
 
 
-def test_shipped_saes_are_those_of_the_sweep() -> None:
-    found = sweeps.measured("attention", "lab")
-    for i, s in enumerate(found.saes):
-        sae = sweeps.shipped(f"attention-{i}")
-        assert (sae.kind, sae.hook, sae.d_sae) == (s["kind"], s["hook"], s["d_sae"])
-    with pytest.raises(ValueError, match="no SAE 'attention-9' in the package; there are attention-0"):
+@pytest.mark.parametrize("scale", plans.PLANS)
+def test_shipped_saes_are_those_of_the_plan(scale: plans.ScaleName) -> None:
+    hooks = plans.sweep("attention", scale).hooks
+    there = {path.parent.name for path in (sweeps.SHIPPED / scale).glob("attention-*/cfg.json")}
+    assert there in ({f"attention-{layer_of(hook)}" for hook in hooks}, set())
+    for hook in hooks if there else ():
+        sae = sweeps.shipped(f"attention-{layer_of(hook)}", scale)
+        assert (sae.kind, sae.hook) == ("standard", hook)
+
+
+def test_an_sae_that_is_not_shipped() -> None:
+    with pytest.raises(ValueError, match="no SAE 'attention-9' of lab scale in the package; there are attention-0"):
         sweeps.shipped("attention-9")
 
 
@@ -40,19 +55,19 @@ def test_shipped_saes_are_those_of_the_sweep() -> None:
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A plan that takes seconds, and a folder of text."""
     plan = replace(
-        sweeps.LAB,
+        plans.LAB,
         rows=8,
+        short_rows=4,
         length=32,
         batch=32,
         attention=("blocks.1.attn.hook_z",),
         attention_l1=(0.1,),
         attention_rows=8,
         d_sae=256,
-        config=replace(sweeps.LAB.config, steps=4, log_every=2),
     )
-    monkeypatch.setitem(sweeps.PLANS, "lab", plan)
+    monkeypatch.setitem(plans.PLANS, "lab", plan)
     monkeypatch.setattr(sweeps, "MEASURED", tmp_path / "measured")
-    monkeypatch.setattr(sweeps, "SHIPPED", tmp_path / "lab")
+    monkeypatch.setattr(sweeps, "SHIPPED", tmp_path / "shipped")
     (tmp_path / "train_0.txt").write_text("\0".join(["It was the best of times, it was the worst of times. " * 9] * 4))
     return tmp_path
 
@@ -60,28 +75,46 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_export_and_read_back(small: Path) -> None:
     with pytest.raises(ValueError, match="has not been run at lab scale"):
         sweeps.measured("attention", "lab")
-    command = ["lab", "--text", str(small), "--out", str(small / "runs"), "--only", "attention"]
+    command = ["lab", "--text", str(small), "--out", str(small / "runs"), "--only", "attention", "mlp topk", "width"]
     sweeps.main([*command, "--device", "cpu", "--export"])
     [found] = sweeps.measured("attention", "lab").choose(kind="standard")
     assert 0 < found["l0"] < 256
     assert sum(found["density"]) == round((1 - found["dead"]) * 256)
-    sae = load(small / "lab" / "attention-0")
+    assert sum(found["rows"]) / len(found["rows"]) == pytest.approx(found["delta_loss"], rel=1e-3, abs=1e-5)
+    sae = load(small / "shipped" / "lab" / "attention-1")
     assert sae.params["W_dec"].dtype == torch.float32
+    assert sweeps.shipped("mlp-topk").k in plans.LAB.sparsities["topk"]
     with pytest.raises(ValueError, match="no SAE of this sweep"):
         sweeps.measured("attention", "lab").choose(kind="topk")
+    before = {path: path.stat().st_mtime_ns for path in (small / "runs").rglob("*") if path.is_file()}
+    sweeps.main([*command, "--device", "cpu"])
+    assert before == {path: path.stat().st_mtime_ns for path in before}, "finished sweeps are read"
+
+
+def test_sweeps_of_other_lengths_share_their_activations(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes, real = [], sites.activations
+    monkeypatch.setattr("mechinterp.sae.store.activations", lambda *a, **k: passes.append(len(a[1])) or real(*a, **k))
+    command = ["lab", "--text", str(small), "--out", str(small / "runs"), "--device", "cpu", "--only"]
+    monkeypatch.setitem(plans.PLANS, "lab", replace(plans.PLANS["lab"], block=4))
+    sweeps.main([*command, "width"])
+    assert passes == [4]
+    sweeps.main([*command, "mlp topk", "width"])
+    assert passes == [4, 4], "the rows that both read are there"
 
 
 def test_other_text_in_the_same_folder_is_read_again(small: Path) -> None:
-    before = sweeps.text_rows("lab", 4, str(small))
-    assert sweeps.text_rows("lab", 4, str(small)) is before
+    before = sweeps.text_rows("lab", str(small))
+    assert sweeps.text_rows("lab", str(small)) is before
     path = small / "train_0.txt"
     path.write_text(path.read_text().replace("best", "tseb"))
-    assert not torch.equal(sweeps.text_rows("lab", 4, str(small)), before)
+    assert not torch.equal(sweeps.text_rows("lab", str(small)), before)
 
 
 def test_what_is_refused(small: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(ValueError, match="no sweep 'frontier' at scale 'lab'"):
-        sweeps.sweep("frontier", "lab")
+        plans.sweep("frontier", "lab")
+    with pytest.raises(ValueError, match="no sweep 'resid gated' at scale 'laptop'"):
+        plans.sweep("resid gated", "laptop")
     empty = tmp_path_factory.mktemp("empty")
     with pytest.raises(ValueError, match=r"no .txt or .txt.xz files matching"):
-        sweeps.run_sweep("attention", "lab", str(empty), small / "runs")
+        sweeps.text_rows("lab", str(empty))

@@ -1,14 +1,17 @@
-"""SAEs on disk: written in SAELens' format, read from it, Gemma Scope, dictionary_learning, sparsify and the hub.
+"""SAEs on disk: written in SAELens' format, read from it and from other libraries', local or on the hub.
 
 | source | files |
 |---|---|
 | SAELens, version 6 and before | folder with `cfg.json`, `sae_weights.safetensors`, perhaps `sparsity.safetensors` |
 | Gemma Scope (arXiv:2408.05147) | `params.npz` |
+| Gemma Scope 2 | `params.safetensors` |
+| Llama Scope (arXiv:2410.20526) | folder with `hyperparams.json` and `checkpoints/final.safetensors` |
 | attention-output SAEs (arXiv:2406.17759) | `{run}.pt` and `{run}_cfg.json` |
 | dictionary_learning | folder with `ae.pt` and `config.json` |
 | EleutherAI sparsify | folder with `cfg.json` and `sae.safetensors` |
 
-A file is data: no code from it is executed, pickles included. What the conversion does is in `sae.stored`.
+Transcoders are read by `files.load_transcoder`. A file is data: no code from it is executed, pickles included. What the
+conversion does is in `sae.stored`.
 """
 
 import difflib
@@ -40,10 +43,13 @@ _KNOWN = (
     "sparsity.safetensors",
     "activation_scaler.json",
     "params.npz",
+    "params.safetensors",
+    "hyperparams.json",
+    "checkpoints/final.safetensors",
     "ae.pt",
     "config.json",
 )
-_MAIN = ("cfg.json", "params.npz", "ae.pt")
+_MAIN = ("cfg.json", "params.npz", "params.safetensors", "hyperparams.json", "ae.pt")
 
 
 def save(sae: SAE, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
@@ -201,6 +207,10 @@ def _read(path: Path, name: str) -> Stored:
         return readers.sparsify(path.parent)
     if path.name in ("cfg.json", "sae_weights.safetensors"):
         return readers.sae_lens(path.parent)
+    if path.name == "params.safetensors":
+        return readers.gemma_scope_2(path, name if name.endswith(path.name) else f"{name}/{path.name}")
+    if path.name == "hyperparams.json":
+        return readers.llama_scope(path.parent)
     if path.suffix == ".npz":
         return readers.gemma_scope(path, name)
     if path.suffix == ".pt":
@@ -214,7 +224,7 @@ def _hub(source: str, revision: str | None) -> Path:
     if not known:
         raise ValueError(f"no file or folder {source!r}; give one, or a hub id such as 'owner/name:path/in/it'")
     repo, path = known[1], known[2].strip("/")
-    is_file = path.endswith((".npz", ".pt"))
+    is_file = path.endswith((".npz", ".pt", "/params.safetensors"))
     beside = Path(path).parent.as_posix() if is_file else path
     folder = "" if beside in ("", ".") else f"{beside}/"
     wanted = [path, f"{path.removesuffix('.pt')}_cfg.json"] if is_file else []
@@ -239,8 +249,10 @@ def _complete(path: Path) -> bool:
             ("cfg.json", "sae_weights.safetensors"),
             ("cfg.json", "sae.safetensors"),
             ("params.npz",),
+            ("params.safetensors",),
+            ("hyperparams.json", "checkpoints/final.safetensors"),
             ("ae.pt", "config.json"),
         )
         return any(all((path / name).is_file() for name in names) for names in pairs)
     config = "config.json" if path.name == "ae.pt" else f"{path.stem}_cfg.json"
-    return path.is_file() and (path.suffix == ".npz" or path.with_name(config).is_file())
+    return path.is_file() and (path.name.startswith("params.") or path.with_name(config).is_file())

@@ -35,6 +35,8 @@ _FACTS = (
 """What SAELens before version 6 kept among the settings, and since then in the metadata."""
 _VERSIONS = ("sae_lens_version", "sae_lens_training_version")
 _GEMMA_SITES = {"res": "hook_resid_post", "att": "attn.hook_z", "mlp": "hook_mlp_out"}
+_GEMMA_2_SITES = {"resid_post": "hook_resid_post", "attn_out": "attn.hook_z", "mlp_out": "hook_mlp_out"}
+"""Of Gemma Scope 2, whose attn_out is the input of the output projection."""
 NO_DENSITY = 1e-10
 """SAELens adds it before it takes the logarithm."""
 
@@ -50,11 +52,15 @@ _DICTIONARIES: dict[str, tuple[str, bool, dict[str, str]]] = {
     "JumpReluAutoEncoder": ("jumprelu", False, {}),
     "AutoEncoderTopK": ("topk", True, _WEIGHTS),
     "BatchTopKSAE": ("jumprelu", True, _WEIGHTS),
+    "MatryoshkaBatchTopKSAE": ("jumprelu", True, {}),
 }
 """Class of dictionary_learning: kind, whether it centres its input, and its names for our tensors."""
 
 
-_SPARSIFY: dict[str, str | bool] = {
+_BATCHWISE = ("batchtopk", "matryoshka_batchtopk")
+"""What SAELens calls training checkpoints whose latents depend on the batch."""
+_TRANSCODER = "it reads one place of the model and predicts another; files.load_transcoder reads it"
+SPARSIFY: dict[str, str | bool] = {
     "activation": "topk",
     "signed": False,
     "skip_connection": False,
@@ -68,9 +74,9 @@ _SPARSIFY: dict[str, str | bool] = {
 def sae_lens(folder: Path) -> Stored:
     """A SAELens folder: `cfg.json` of version 6 and later, or flat as before, and `sae_weights.safetensors`."""
     place = str(folder)
-    cfg = _json(folder / "cfg.json")
+    cfg = json_object(folder / "cfg.json")
     weights = folder / "sae_weights.safetensors"
-    tensors = _safetensors(weights)
+    tensors = tensors_of(weights)
     metadata = _part(place, cfg, "metadata") or {n: cfg[n] for n in _FACTS if n in cfg}
     hook = metadata.get("hook_name") or cfg.get("hook_name") or cfg.get("hook_point") or ""
     sha256 = _sha256(weights)
@@ -78,6 +84,11 @@ def sae_lens(folder: Path) -> Stored:
         raise ValueError(f"{weights} is not the file that cfg.json was written with (SHA-256 differs); save it again")
     kept = {n: v for n, v in metadata.items() if v is not None and n not in ("hook_name", *_VERSIONS)}
     kind, k = _sae_lens_kind(place, cfg)
+    if "log_threshold" in tensors:  # a checkpoint of training
+        tensors["threshold"] = tensors.pop("log_threshold").exp()
+    if kind in _BATCHWISE:
+        by_norm = bool(cfg.get("rescale_acts_by_decoder_norm", False))
+        kind, tensors = "jumprelu", _one_threshold(place, kind, tensors, by_norm)
     if not torch.all(tensors.pop("scaling_factor", torch.ones(1)) == 1):
         raise ValueError(f"{place} has a fine-tuned scaling_factor, which is not supported; fold it into W_dec first")
     shape = _whole(place, cfg, "d_in"), _whole(place, cfg, "d_sae")
@@ -106,16 +117,27 @@ def _sae_lens_kind(place: str, cfg: dict[str, Any]) -> tuple[str, int | None]:
     elif activation != "relu":
         raise ValueError(f"{place} has the activation function {activation!r}; only relu and topk are known")
     if "transcoder" in kind:
-        raise ValueError(f"{place} is a {kind}: it reads one place of the model and predicts another, and is no SAE")
-    if "batchtopk" in kind:
-        raise ValueError(
-            f"{place} is a training checkpoint of kind {kind}, whose latents depend on the batch; "
-            "write it with SAELens' save_inference_model, which makes it a jumprelu"
-        )
+        raise ValueError(f"{place} is a {kind}, and no SAE: {_TRANSCODER}")
+    if kind in _BATCHWISE:
+        return kind, None
     saved = [name for name, one in KINDS.items() if not one.batchwise]
     if kind not in saved:
         raise ValueError(f"{place} has the unknown architecture {kind!r}; known: {', '.join(saved)}")
     return kind, k if KINDS[kind].takes_k else None
+
+
+def _one_threshold(place: str, kind: str, tensors: dict[str, Tensor], by_norm: bool) -> dict[str, Tensor]:
+    """A checkpoint whose latents depend on the batch as the jumprelu that its moving average makes of it."""
+    level = tensors.pop("topk_threshold", None)
+    if level is None or not level > 0 or "b_enc" not in tensors:
+        raise ValueError(
+            f"{place} is a training checkpoint of kind {kind}, whose latents depend on the batch, without the "
+            "threshold that training keeps; write it with SAELens' save_inference_model, which makes it a jumprelu"
+        )
+    threshold = level.to(tensors["b_enc"]).expand(tensors["b_enc"].shape)
+    if by_norm and "W_dec" in tensors:  # what was compared is pre · ‖W_dec row‖
+        threshold = threshold / tensors["W_dec"].norm(dim=1)
+    return tensors | {"threshold": threshold}
 
 
 def _sae_lens_scale(place: str, cfg: dict[str, Any], folder: Path) -> float | None:
@@ -125,7 +147,7 @@ def _sae_lens_scale(place: str, cfg: dict[str, Any], folder: Path) -> float | No
         return 1.0
     if how in (True, "expected_average_only_in"):
         beside = folder / "activation_scaler.json"
-        return _json(beside).get("scaling_factor") if beside.is_file() else None
+        return json_object(beside).get("scaling_factor") if beside.is_file() else None
     raise ValueError(
         f"{place} was trained on activations normalised by {how!r}, which no weights can express or the file does not "
         "tell; choose an SAE with normalize_activations 'none'"
@@ -133,7 +155,7 @@ def _sae_lens_scale(place: str, cfg: dict[str, Any], folder: Path) -> float | No
 
 
 def _density(path: Path, d_sae: int) -> Tensor:
-    logs = _safetensors(path).get("sparsity")
+    logs = tensors_of(path).get("sparsity")
     if logs is None or logs.shape != (d_sae,):
         raise ValueError(f"{path} must hold the tensor 'sparsity' of {d_sae} numbers; get it again or delete it")
     return torch.where(logs > -9.999, 10 ** logs.double() - NO_DENSITY, 0.0).float()
@@ -142,8 +164,8 @@ def _density(path: Path, d_sae: int) -> Tensor:
 def gemma_scope(path: Path, name: str) -> Stored:
     """`params.npz` of Gemma Scope; `name` is its full path or hub id, which tells model, layer and site."""
     if re.search(r"gemma-scope-[\w-]*transcoders", name):
-        raise ValueError(f"{name} is a transcoder: it reads one place of the model and predicts another, and is no SAE")
-    tensors = {("W_" + n[2:] if n.startswith("w_") else n): v for n, v in _npz(path).items()}
+        raise ValueError(f"{name} is a transcoder, and no SAE: {_TRANSCODER}")
+    tensors = {("W_" + n[2:] if n.startswith("w_") else n): v for n, v in arrays_of(path).items()}
     model = re.search(r"gemma-scope-(\w+)-(pt|it)-(res|att|mlp)", name)
     layers = re.findall(r"\blayer_(\d+)/", name)
     hook, scale = "", 1.0
@@ -158,9 +180,51 @@ def gemma_scope(path: Path, name: str) -> Stored:
     return Stored(str(path), "jumprelu", tensors, hook=hook, facts=facts, centred=False, scale=scale)
 
 
+def gemma_scope_2(path: Path, name: str) -> Stored:
+    """`params.safetensors` of Gemma Scope 2; `name` is its full path or hub id, which tells model, layer and site."""
+    tensors = {("W_" + n[2:] if n.startswith("w_") else n): v for n, v in tensors_of(path).items()}
+    site = re.search(r"\b(resid_post|attn_out|mlp_out|transcoder|clt)\w*/", name)
+    if (site and site[1] in ("transcoder", "clt")) or "affine_skip_connection" in tensors:
+        raise ValueError(f"{name} is a transcoder, and no SAE: {_TRANSCODER}")
+    layers = re.findall(r"\blayer_(\d+)_", name)
+    hook = f"blocks.{layers[-1]}.{_GEMMA_2_SITES[site[1]]}" if site and layers else ""
+    facts: dict[str, Any] = {"sha256": _sha256(path)}
+    if model := re.search(r"gemma-scope-2-(\w+)-(pt|it)", name):
+        facts["model_name"] = f"gemma-3-{model[1]}-{model[2]}"
+    return Stored(str(path), "jumprelu", tensors, hook=hook, facts=facts, centred=False)
+
+
+def llama_scope(folder: Path) -> Stored:
+    """`hyperparams.json` and `checkpoints/final.safetensors` of Llama Scope (arXiv:2410.20526).
+
+    The SAE reads x · √d / (mean norm of the training data), with one threshold for all latents.
+    """
+    place, cfg, path = (
+        str(folder),
+        json_object(folder / "hyperparams.json"),
+        folder / "checkpoints" / "final.safetensors",
+    )
+    if cfg.get("act_fn", "jumprelu").lower() != "jumprelu":
+        raise ValueError(f"{place} has the activation function {cfg['act_fn']!r}; only jumprelu is known")
+    if cfg.get("hook_point_out", cfg.get("hook_point_in")) != cfg.get("hook_point_in"):
+        raise ValueError(f"{place} is a transcoder, and no SAE: it predicts {cfg['hook_point_out']}")
+    norm, threshold = _part(place, cfg, "dataset_average_activation_norm").get("in"), cfg.get("jump_relu_threshold")
+    for name, value in (("dataset_average_activation_norm.in", norm), ("jump_relu_threshold", threshold)):
+        if not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise ValueError(f"{name} in {place} must be a positive number, got {value!r}: its threshold is not known")
+    names = _WEIGHTS | {"decoder.bias": "b_dec"}
+    tensors = {names.get(n, n): v for n, v in tensors_of(path).items()}
+    tensors |= {n: tensors[n].mT for n in ("W_enc", "W_dec") if n in tensors and tensors[n].ndim == 2}
+    d_in, d_sae = _whole(place, cfg, "d_model"), _whole(place, cfg, "d_sae")
+    scale = d_in**0.5 / norm
+    tensors["threshold"] = torch.full((d_sae,), threshold * scale)
+    hook, facts = cfg.get("hook_point_in", ""), {"config": cfg, "sha256": _sha256(path)}
+    return Stored(place, "jumprelu", tensors, hook=hook, facts=facts, shape=(d_in, d_sae), centred=False, scale=scale)
+
+
 def attention_output(path: Path) -> Stored:
     """`{run}.pt` and `{run}_cfg.json` of the attention-output SAEs (arXiv:2406.17759)."""
-    cfg = _json(path.with_name(f"{path.stem}_cfg.json"))
+    cfg = json_object(path.with_name(f"{path.stem}_cfg.json"))
     facts = {to: cfg[name] for to, name in (("model_name", "model_name"), ("context_size", "seq_len")) if name in cfg}
     return Stored(
         str(path),
@@ -174,7 +238,7 @@ def attention_output(path: Path) -> Stored:
 
 def dictionary_learning(path: Path) -> Stored:
     """`ae.pt` with its `config.json`, of the package dictionary_learning."""
-    place, config = str(path), _json(path.with_name("config.json"))
+    place, config = str(path), json_object(path.with_name("config.json"))
     trainer = _part(place, config, "trainer")
     name = trainer.get("dict_class")
     if name not in _DICTIONARIES:
@@ -184,9 +248,10 @@ def dictionary_learning(path: Path) -> Stored:
     if names:  # torch.nn.Linear keeps [out, in]
         tensors |= {n: tensors[n].mT for n in ("W_enc", "W_dec") if n in tensors and tensors[n].ndim == 2}
     k = tensors.pop("k", None) if "TopK" in name else None
+    tensors.pop("group_sizes", None)  # of a Matryoshka SAE: all groups together are the SAE
     if name == "AutoEncoderTopK":
         tensors.pop("threshold", None)
-    elif name == "BatchTopKSAE" and "threshold" in tensors and "b_enc" in tensors:
+    elif "BatchTopK" in name and "threshold" in tensors and "b_enc" in tensors:
         tensors["threshold"] = tensors["threshold"].expand(tensors["b_enc"].shape)
     facts = {"model_name": trainer.get("lm_name"), "config": config, "sha256": _sha256(path)}
     return Stored(
@@ -202,14 +267,14 @@ def dictionary_learning(path: Path) -> Stored:
 
 def sparsify(folder: Path) -> Stored:
     """`cfg.json` and `sae.safetensors` of EleutherAI's sparsify: relu(encoder(x - b_dec)), the k largest of a token."""
-    place, cfg, path = str(folder), _json(folder / "cfg.json"), folder / "sae.safetensors"
-    for name, plain in _SPARSIFY.items():
+    place, cfg, path = str(folder), json_object(folder / "cfg.json"), folder / "sae.safetensors"
+    for name, plain in SPARSIFY.items():
         if cfg.get(name, plain) != plain:
+            way_out = _TRANSCODER if name in ("transcode", "skip_connection") else f"only {plain!r} can be read"
             raise ValueError(
-                f"{place} is of EleutherAI's sparsify with {name} = {cfg[name]!r}, which is no plain TopK SAE; only "
-                f"{name} = {plain!r} can be read"
+                f"{place} is of EleutherAI's sparsify with {name} = {cfg[name]!r}, no plain TopK: {way_out}"
             )
-    tensors = {_WEIGHTS.get(n, n): v for n, v in _safetensors(path).items()}
+    tensors = {_WEIGHTS.get(n, n): v for n, v in tensors_of(path).items()}
     if "W_enc" in tensors and tensors["W_enc"].ndim == 2:  # torch.nn.Linear keeps [out, in]; W_dec is as ours
         tensors["W_enc"] = tensors["W_enc"].mT
     d_in = _whole(place, cfg, "d_in")
@@ -247,7 +312,8 @@ def _broken(path: Path, what: str, error: Exception) -> ValueError:
     return ValueError(f"{path} is truncated or not {what} ({error}); get it again")
 
 
-def _json(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object."""
     try:
         cfg = json.loads(path.read_text())
     except FileNotFoundError as error:
@@ -259,7 +325,8 @@ def _json(path: Path) -> dict[str, Any]:
     return cfg
 
 
-def _safetensors(path: Path) -> dict[str, Tensor]:
+def tensors_of(path: Path) -> dict[str, Tensor]:
+    """A safetensors file."""
     if not path.is_file():
         raise _missing(path)
     try:
@@ -268,7 +335,8 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         raise _broken(path, "a safetensors file", error) from error
 
 
-def _npz(path: Path) -> dict[str, Tensor]:
+def arrays_of(path: Path) -> dict[str, Tensor]:
+    """A npz file of plain arrays."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays}

@@ -3,10 +3,11 @@
 The closed forms of one latent in one dimension are in `toy`.
 """
 
-from mechinterp.sae.study.frontier import Curve, common, curve, rescale_and_shift
+from mechinterp.sae.study.frontier import Costs, Curve, by_seed, common, costs, curve, rescale_and_shift
+from mechinterp.sae.study.plans import PLANS, Plan, Sweep, sweep
 from mechinterp.sae.study.rules import Rule, Search, apply_rules, contexts
 from mechinterp.sae.study.scorer import Explanation, Scores, Study, explain, measures, odds_ratio, study
-from mechinterp.sae.study.sweeps import Measured, Plan, Sweep, export, measured, run_sweep, shipped, summary, sweep
+from mechinterp.sae.study.sweeps import Measured, export, live, measured, run_sweep, shipped, summary
 from mechinterp.sae.study.synthetic import (
     Recovery,
     Shrinkage,
@@ -19,6 +20,8 @@ from mechinterp.sae.study.synthetic import (
 )
 
 __all__ = [
+    "PLANS",
+    "Costs",
     "Curve",
     "Explanation",
     "Measured",
@@ -32,12 +35,15 @@ __all__ = [
     "Sweep",
     "Truth",
     "apply_rules",
+    "by_seed",
     "chance_mmcs",
     "common",
     "contexts",
+    "costs",
     "curve",
     "explain",
     "export",
+    "live",
     "measured",
     "measures",
     "odds_ratio",

@@ -44,14 +44,15 @@ def _interpolate(x: Tensor, y: Tensor, at: Tensor) -> Tensor:
 
 
 def curve(saes: Sequence[Mapping[str, Any]], measure: str) -> Curve:
-    """The curve of one kind of SAE from a committed sweep (`sweeps.Measured.choose`).
+    """The curve of one kind of SAE from a sweep (`sweeps.Measured`): of the seeds that have all levels of sparsity.
 
-    Errors: `ValueError` if the seeds do not have the same levels of sparsity.
+    Errors: `ValueError` if no seed has them, or one has a level twice.
     """
-    seeds, levels = sorted({s["seed"] for s in saes}), sorted({s["sparsity"] for s in saes})
+    levels = sorted({s["sparsity"] for s in saes})
     cells = {(s["seed"], s["sparsity"]): s for s in saes}
-    if len(cells) != len(saes) or len(cells) != len(seeds) * len(levels):
-        raise ValueError(f"{len(saes)} SAEs do not fill {len(seeds)} seeds x {len(levels)} levels of sparsity")
+    seeds = [seed for seed in sorted({s["seed"] for s in saes}) if all((seed, level) in cells for level in levels)]
+    if len(cells) != len(saes) or not seeds:
+        raise ValueError(f"of {len(saes)} SAEs at {len(levels)} levels of sparsity no seed has every level once")
 
     def table(name: str) -> Tensor:
         return torch.tensor([[cells[s, level][name] for level in levels] for s in seeds], dtype=torch.float64)
@@ -61,13 +62,60 @@ def curve(saes: Sequence[Mapping[str, Any]], measure: str) -> Curve:
     return Curve(l0.gather(1, order), y.gather(1, order))
 
 
-def common(*curves: Curve, points: int = 9) -> Float[Tensor, " point"]:
+def by_seed(saes: Sequence[Mapping[str, Any]], measure: str, l0: float) -> Float[Tensor, " seed"]:
+    """One measure of every seed at one L0: each SAE at the level that most seeds have, moved along the curve.
+
+    Moved means multiplied by what the curve of the complete seeds gains from the SAE's own L0 to that one.
+
+    Errors: `ValueError` as in `curve`, or if the curve does not reach so far.
+
+    >>> row = {"sparsity": 1, "seed": 0, "l0": 8.0, "fvu": 0.4}
+    >>> saes = [row, row | {"sparsity": 2, "l0": 32.0, "fvu": 0.2}, row | {"seed": 1, "fvu": 0.5}]
+    >>> by_seed(saes, "fvu", 16.0)
+    tensor([0.3000, 0.3750], dtype=torch.float64)
+    """
+    whole = curve(saes, measure)
+    mean = Curve(whole.l0.mean(0, keepdim=True), whole.y.mean(0, keepdim=True))
+    levels = [s["sparsity"] for s in saes]
+    level = max(dict.fromkeys(levels), key=levels.count)
+    own = sorted((s for s in saes if s["sparsity"] == level), key=lambda s: s["seed"])
+    at = torch.tensor([l0, *(s["l0"] for s in own)], dtype=torch.float64)
+    low, high = float(mean.l0[0, 0]), float(mean.l0[0, -1])
+    if not low <= l0 <= high:
+        raise ValueError(f"this sweep has L0s from {low:.3g} to {high:.3g}, and not {l0:.3g}")
+    there, *here = mean.at(at.clamp(low, high))[0]
+    return torch.stack([s[measure] * there / y for s, y in zip(own, here, strict=True)])
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one seed's SAEs of a kind cost on every row of held-out text, by increasing L0; nats per token."""
+
+    l0: Float[Tensor, " level"]
+    cost: Float[Tensor, "row level"]
+
+    def at(self, l0: Float[Tensor, " point"]) -> Float[Tensor, "row point"]:
+        """The costs at other L0s, as `Curve.at`."""
+        return torch.stack([_interpolate(self.l0.log(), y, l0.log()) for y in self.cost])
+
+
+def costs(saes: Sequence[Mapping[str, Any]]) -> Costs:
+    """The costs of the first seed that has all levels of sparsity.
+
+    Errors: `ValueError` as in `curve`.
+    """
+    l0 = curve(saes, "l0").l0[0]
+    own = [next(s for s in saes if s["l0"] == value) for value in l0.tolist()]
+    return Costs(l0, torch.tensor([s["rows"] for s in own], dtype=torch.float64).T)
+
+
+def common(*curves: Curve | Costs, points: int = 9) -> Float[Tensor, " point"]:
     """L0s that every seed of every curve reaches, evenly spaced in the logarithm.
 
     Errors: `ValueError` if there are none.
     """
-    lo = max(float(c.l0[:, 0].max()) for c in curves)
-    hi = min(float(c.l0[:, -1].min()) for c in curves)
+    lo = max(float(c.l0[..., 0].max()) for c in curves)
+    hi = min(float(c.l0[..., -1].min()) for c in curves)
     if not lo < hi:
         raise ValueError(f"the sweeps have no L0 in common: the sparsest ends at {hi:.3g}, another begins at {lo:.3g}")
     inner = torch.linspace(0, 1, points + 2, dtype=torch.float64)[1:-1]

@@ -8,7 +8,7 @@ whose (arXiv:2407.14435, section 5.3).
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -63,7 +63,7 @@ def explain(
     rules: int = 5,
     depth: int = 3,
     support: int = 3,
-    skip: Collection[int] = (),
+    counted: Bool[Tensor, "prompt pos"] | None = None,
 ) -> Explanation:
     """Explain a latent on one half of the prompts, score the explanation on the other.
 
@@ -73,7 +73,7 @@ def explain(
         decode: text of a token, such as `lambda i: tokenizer.decode([i])`; asked once a distinct token.
         seed: which prompts are held out. `rules`: at most so many. `depth`: conditions in a rule, at most.
         support: a rule must match in so many prompts, and the latent be active in so many of each half.
-        skip: tokens at which nothing is fitted or scored, such as BOS.
+        counted: tokens at which something is fitted or scored, as in `sae.Site`; by default all.
 
     Errors: `ValueError` for shapes that differ, activations that are negative or not finite, or a latent that is
         active in too few prompts, or everywhere.
@@ -88,7 +88,7 @@ def explain(
     if activations.shape != tokens.shape:
         raise ValueError(f"activations must be {tuple(tokens.shape)} like tokens, got {tuple(activations.shape)}")
     _check_values("the latent", activations)
-    text = _Text(tokens, decode, seed, support, skip)
+    text = _Text(tokens, decode, seed, support, counted)
     if not text.usable(activations[..., None]):
         on = activations > 0
         raise ValueError(
@@ -107,12 +107,14 @@ class _Text:
     """A text cut in two halves by prompt, made ready for many latents."""
 
     def __init__(
-        self, tokens: Tensor, decode: Callable[[int], str], seed: int, support: int, skip: Collection[int]
+        self, tokens: Tensor, decode: Callable[[int], str], seed: int, support: int, counted: Tensor | None
     ) -> None:
         if support < 1:
             raise ValueError(f"support must be at least 1, not {support}")
         self.views, self.support = contexts(tokens, decode), support
-        scored = ~torch.isin(tokens.cpu(), torch.tensor(sorted(skip), dtype=torch.long))
+        if counted is not None and counted.shape != tokens.shape:
+            raise ValueError(f"counted must be {tuple(tokens.shape)} like tokens, got {tuple(counted.shape)}")
+        scored = torch.ones(tokens.shape, dtype=torch.bool) if counted is None else counted.cpu()
         shuffled = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))
         first = torch.zeros(len(tokens), 1, dtype=torch.bool)
         first[shuffled[: (len(tokens) + 1) // 2]] = True
@@ -248,7 +250,7 @@ def study(
     *,
     seed: int = 0,
     latents: int | None = None,
-    skip: Collection[int] = (),
+    counted: Bool[Tensor, "prompt pos"] | None = None,
     rules: int = 5,
     depth: int = 3,
     support: int = 3,
@@ -264,7 +266,7 @@ def study(
         columns: by SAE its latents' activations. `latents`: score a sample of so many of each, drawn by the seed.
         scorer: from an anonymous column to an `Explanation`; if None, `explain` with the other arguments. A person or
             a language model can take its place.
-        seed, skip, rules, depth, support: as for `explain`. `progress`: show a bar.
+        seed, counted, rules, depth, support: as for `explain`. `progress`: show a bar.
 
     Memory: the columns, and one of them in float64. Errors: `ValueError` for no columns, shapes that do not fit, or an
         SAE of which no latent can be scored.
@@ -284,7 +286,7 @@ def study(
             shape = (*tokens.shape, "latent")
             raise ValueError(f"columns of {name!r} must have shape {shape}, got {tuple(f.shape)}")
         _check_values(repr(name), f)
-    text = _Text(tokens, decode, seed, support, skip)
+    text = _Text(tokens, decode, seed, support, counted)
     usable = {name: text.usable(f).nonzero()[:, 0].tolist() for name, f in columns.items()}
     generator = torch.Generator().manual_seed(seed)
     queue: list[tuple[str, int]] = []

@@ -1,9 +1,10 @@
 """The long runs behind the two chapters, by name: one resumable command each, results in the package.
 
-    python -m mechinterp.sae.study lab --text FOLDER --out FOLDER --export
+    python -m mechinterp.sae.study laptop --text FOLDER --out FOLDER --export
 
-reads the lab model's training text (`train*.txt.xz`), trains every sweep and writes what the chapters read: the
-quality of each SAE on text that neither it nor the model has seen. Kill it and start it again at any moment. Setting
+reads text (`train*.txt.xz`, see `mechinterp.lab.corpus`), computes the activations of all sites, trains every sweep and
+writes what the chapters read: the quality of each SAE on text that it has not seen. Kill it and start it again at any
+moment; two at a time share their activations, with `--only`. Setting
 `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` to 4294967296 makes it faster on Linux.
 """
 
@@ -12,7 +13,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,227 +30,77 @@ from mechinterp.sae.architectures import SAE
 from mechinterp.sae.files.formats import load as load_sae
 from mechinterp.sae.files.formats import save
 from mechinterp.sae.metrics import Name, Site, evaluate, site
-from mechinterp.sae.settings import Config, Spec
+from mechinterp.sae.sites import layer_of
 from mechinterp.sae.store import Store
+from mechinterp.sae.study.plans import PLANS, SWEEPS, ScaleName, names, sweep
 from mechinterp.sae.training import Trained, train
 
-ScaleName = str
 MEASURED = Path(__file__).with_name("measured")
-SHIPPED = Path(__file__).with_name("lab")
+SHIPPED = Path(__file__).with_name("shipped")
 INTERVALS: tuple[Name, ...] = ("l0", "fvu", "gamma", "delta_loss", "loss_recovered")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Sizes of all sweeps at one scale.
+def text_rows(scale: ScaleName, text: str) -> Int[Tensor, "row pos"]:
+    """All rows of a scale's training text, in a random order; sweeps read them from the first on.
 
-    Attributes:
-        model: name for `models.load`. `rows`, `length`: text for training. `batch`: activations a step.
-        sites: where Gated and JumpReLU are compared. `attention`: where the attention SAEs live.
-        d_sae: latents; `wider`: of the kinds that have others on the frontier (standard ones half as many again,
-            arXiv:2404.16014).
-        sparsities: by kind, six levels from dense to sparse. `seeds`, `lr`: of the frontier.
-        attention_l1, attention_lr, attention_rows: λ, learning rate and rows of text of the attention SAEs.
-    """
-
-    model: str
-    rows: int
-    length: int
-    batch: int
-    sites: tuple[str, ...]
-    attention: tuple[str, ...]
-    d_sae: int
-    wider: dict[str, int]
-    sparsities: dict[str, tuple[float, ...]]
-    seeds: tuple[int, ...]
-    lr: float
-    attention_l1: tuple[float, ...]
-    attention_lr: float
-    attention_rows: int
-    config: Config
-
-
-def _schedule(tokens: int, batch: int) -> Config:
-    """Gemma Scope's recipe in so few steps: shorter warm-ups, thresholds that move faster, a wider kernel."""
-    steps = tokens // batch
-    return Config(
-        steps,
-        lr_warmup=steps // 20,
-        sparsity_warmup=steps // 5,
-        cooldown=0.2,
-        bandwidth=0.03,
-        threshold_rate=5.0,
-        dead_after=200_000,
-    )
-
-
-LAB = Plan(
-    model="lab",
-    rows=4000,
-    length=256,
-    batch=1024,
-    sites=("blocks.2.hook_mlp_out", "blocks.2.hook_resid_post"),
-    attention=tuple(f"blocks.{layer}.attn.hook_z" for layer in range(5)),
-    d_sae=1024,
-    wider={"standard": 1536},
-    sparsities={
-        "standard": (0.03, 0.05, 0.08, 0.13, 0.22, 0.4),
-        "gated": (0.05, 0.08, 0.12, 0.18, 0.28, 0.45),
-        "jumprelu": (0.0004, 0.0008, 0.0015, 0.003, 0.006, 0.012),
-        "topk": (64, 32, 16, 12, 8, 4),
-    },
-    seeds=(0, 1, 2),
-    lr=5e-3,
-    attention_l1=(0.03, 0.09, 0.2, 0.2, 0.18),
-    attention_lr=2e-3,
-    attention_rows=12_000,
-    config=_schedule(4000 * 255, 1024),
-)
-PAPER = replace(
-    LAB,
-    model="gpt2",
-    rows=400_000,
-    length=1024,
-    batch=4096,
-    sites=("blocks.8.hook_mlp_out", "blocks.8.hook_resid_post"),
-    attention=tuple(f"blocks.{layer}.attn.hook_z" for layer in range(12)),
-    d_sae=24_576,
-    wider={"standard": 36_864},
-    lr=3e-4,
-    attention_lr=1.2e-3,
-    attention_l1=(1.8, 0.8, 1.0, 0.9, 1.1, 1.0, 1.1, 1.1, 1.3, 1.2, 1.3, 3.0),
-    attention_rows=300_000,
-    config=Config(400_000 * 1023 // 4096, bandwidth=0.01),
-)
-PLANS: dict[ScaleName, Plan] = {"lab": LAB, "paper": PAPER}
-ABLATIONS: tuple[tuple[str, str], ...] = (
-    ("gated", "no auxiliary loss"),
-    ("gated", "unfrozen decoder"),
-    ("gated", "no r_mag"),
-    ("jumprelu", "gradient to pre"),
-)
-BANDWIDTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
-SWEEPS = (
-    "frontier mlp",
-    "frontier resid",
-    "ablations",
-    "attention",
-    "width",
-    *(f"bandwidth {eps:g}" for eps in BANDWIDTHS),
-)
-
-
-def _for_rows(plan: Plan, rows: int) -> Config:
-    """The plan's schedule, stretched over other rows of text."""
-    steps = rows * (plan.length - 1) // plan.batch
-    return replace(plan.config, steps=steps, lr_warmup=steps // 20, sparsity_warmup=steps // 5)
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """SAEs that are trained together: which, for how long, on how much text."""
-
-    specs: tuple[Spec, ...]
-    config: Config
-    rows: int
-    hooks: tuple[str, ...]
-
-
-def sweep(name: str, scale: ScaleName) -> Sweep:
-    """A named sweep.
-
-    Errors: `ValueError` for an unknown name or scale.
-
-    >>> found = sweep("frontier mlp", "lab")
-    >>> len(found.specs), found.specs[0].kind
-    (72, 'standard')
-    """
-    if scale not in PLANS or name not in SWEEPS:
-        raise ValueError(f"no sweep {name!r} at scale {scale!r}; sweeps {', '.join(SWEEPS)}, scales lab, paper")
-    plan = PLANS[scale]
-    if name == "attention":
-        specs = [
-            Spec("standard", hook, plan.d_sae, l1, lr=plan.attention_lr)
-            for hook, l1 in zip(plan.attention, plan.attention_l1, strict=True)
-        ]
-        return Sweep(tuple(specs), _for_rows(plan, plan.attention_rows), plan.attention_rows, plan.attention)
-    mlp, resid = plan.sites
-    if name.startswith("bandwidth"):
-        levels = plan.sparsities["jumprelu"][1::2]
-        specs = [Spec("jumprelu", mlp, plan.d_sae, level, lr=plan.lr) for level in levels]
-        return Sweep(tuple(specs), replace(plan.config, bandwidth=float(name.split()[1])), plan.rows, plan.sites)
-    if name == "width":
-        k = plan.sparsities["topk"][2]
-        specs = [
-            Spec("topk", mlp, width, k, seed, plan.lr)
-            for width in (plan.d_sae // 4, plan.d_sae // 2, plan.d_sae, 2 * plan.d_sae, 4 * plan.d_sae)
-            for seed in plan.seeds[:2]
-        ]
-        return Sweep(tuple(specs), plan.config, plan.rows, plan.sites)
-    if name == "ablations":
-        specs = [
-            Spec(kind, mlp, plan.d_sae, level, seed, plan.lr, variant)
-            for seed in plan.seeds[:2]
-            for kind, variant in ABLATIONS
-            for level in plan.sparsities[kind][1::2]
-        ]
-        return Sweep(tuple(specs), plan.config, plan.rows, plan.sites)
-    site = mlp if name == "frontier mlp" else resid
-    specs = [
-        Spec(kind, site, plan.wider.get(kind, plan.d_sae), level, seed, plan.lr)
-        for kind, levels in plan.sparsities.items()
-        for level in levels
-        for seed in plan.seeds
-    ]
-    return Sweep(tuple(specs), plan.config, plan.rows, plan.sites)
-
-
-def text_rows(scale: ScaleName, n: int, text: str) -> Int[Tensor, "row pos"]:
-    """Rows to train on: half real text, half generated documents at lab scale, as the lab model was trained.
-
-    The last ones are kept for the next sweep, as long as the files stay as they are.
+    At lab scale half of them are generated documents, as in the model's own training. The last ones are kept for the
+    next sweep, as long as the files stay as they are.
 
     Args:
-        text: a folder with files `train*.txt` or `train*.txt.xz`, or a dataset of the hub.
+        text: a folder with files `train*.txt` or `train*.txt.xz` (`mechinterp.lab.corpus` makes one), or a dataset of
+            the hub.
     """
     found = hashlib.sha256()
     for path in sorted(Path(text).glob("train*.txt*")) if Path(text).is_dir() else ():
         found.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-    return _text_rows(scale, PLANS[scale].model, PLANS[scale].length, n, text, found.hexdigest())
+    plan = PLANS[scale]
+    n = max(plan.rows, plan.attention_rows)
+    return _text_rows(plan.model, n, n // 2 if plan.generated else 0, plan.length, text, found.hexdigest())
 
 
 @lru_cache(maxsize=1)
-def _text_rows(scale: ScaleName, model: str, length: int, n: int, text: str, content: str) -> Tensor:
+def _text_rows(model: str, n: int, generated: int, length: int, text: str, content: str) -> Tensor:
     from mechinterp.lab.mixture import read_texts
     from mechinterp.models import load_tokenizer
 
     tokenizer = load_tokenizer(model)
     if not Path(text).is_dir():
         return packed_rows(tokenizer, from_hub(text, documents=n), n, length)
-    generated = n // 2 if scale == "lab" else 0
     texts = list(read_texts(Path(text)))
     real = packed_rows(tokenizer, texts, n - generated, length, per_text=-(-n // max(1, len(texts))))
     rows = torch.cat([real, generated_rows(tokenizer, generated, length, seed=1)]) if generated else real
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
 
 
-def run_sweep(name: str, scale: ScaleName, text: str, out: Path, *, device: str | None = None) -> Trained:
-    """Train a named sweep, or go on with it, in `out/scale/name`; activations are kept in `out/scale/cache`."""
-    from mechinterp.models import load
+def run_sweep(
+    name: str, scale: ScaleName, model: Any, rows: Int[Tensor, "row pos"], out: Path | None = None
+) -> Trained:
+    """Train a named sweep on the first of these rows.
 
+    Args:
+        out: folder in which it goes on where it was killed: checkpoints in `out/scale/name`, activations in
+            `out/scale/cache`, for all sweeps.
+    """
     plan, wanted = PLANS[scale], sweep(name, scale)
-    model = load(plan.model, device=device)
-    folder = out / scale / name.replace(" ", "_")
-    rows = text_rows(scale, wanted.rows, text)
-    block = 800 if scale == "lab" else 256
-    store = Store(model, rows, wanted.hooks, batch=plan.batch, block=block, cache=out / scale / "cache")
+    folder = None if out is None else out / scale / name.replace(" ", "_")
+    cache = None if out is None else out / scale / "cache"
+    store = Store(model, rows[: wanted.rows], wanted.hooks, batch=plan.batch, block=plan.block, cache=cache)
     return train(wanted.specs, store, wanted.config, folder=folder, save_every=240)
 
 
+def fill(scale: ScaleName, model: Any, rows: Int[Tensor, "row pos"], out: Path, only: Sequence[str]) -> None:
+    """Compute the activations of some sweeps into `out/scale/cache`: the rows that all of them read in one pass."""
+    plan, wanted = PLANS[scale], [sweep(name, scale) for name in only]
+    for n in sorted({one.rows for one in wanted}):
+        hooks = tuple(dict.fromkeys(hook for one in wanted if one.rows >= n for hook in one.hooks))
+        Store(model, rows[:n], hooks, batch=plan.batch, block=plan.block, cache=out / scale / "cache").fill()
+
+
 def held_out_rows(model: Any, scale: ScaleName) -> Int[Tensor, "row pos"]:
-    """Rows that neither the model nor the SAEs have seen: the package's sample, and as many generated ones."""
-    real = packed_rows(model.tokenizer, sample(), 24 if scale == "lab" else 16, 256)
-    return torch.cat([real, generated_rows(model.tokenizer, 24, 256, seed=99)]) if scale == "lab" else real
+    """Rows that neither the model nor the SAEs have seen: the package's sample, and generated ones where they train."""
+    generated = PLANS[scale].generated
+    real = packed_rows(model.tokenizer, sample(), 24 if generated else 48, 256)
+    return torch.cat([real, generated_rows(model.tokenizer, 24, 256, seed=99)]) if generated else real
 
 
 def sweep_sites(trained: Trained) -> list[str]:
@@ -260,9 +111,9 @@ def sweep_sites(trained: Trained) -> list[str]:
 def summary(trained: Trained, model: Any, sites: Mapping[str, Site]) -> dict[str, Any]:
     """A sweep as it stands in the package: its settings, and the quality of every SAE on held-out text.
 
-    For each SAE: its spec, the measures of `metrics.Quality` with intervals over rows, and of its latents the share
-    that fires on more than 1 % and on more than 10 % of the tokens, and a histogram of log10 density from -5 to 0 in
-    steps of a quarter.
+    For each SAE: its spec, the measures of `metrics.Quality` with intervals over rows, the increase in loss by row,
+    and of its latents the share that fires on more than 1 % and on more than 10 % of the tokens, and a histogram of
+    log10 density from -5 to 0 in steps of a quarter.
     """
     saes = []
     for spec, sae in tqdm(list(zip(trained.specs, trained.saes, strict=True)), desc="evaluating", unit="SAE"):
@@ -275,6 +126,7 @@ def summary(trained: Trained, model: Any, sites: Mapping[str, Site]) -> dict[str
             | {"interval": {name: [_digits(x) for x in found.estimate(name).interval or ()] for name in INTERVALS}}
             | {"over_1": _digits((density > 0.01).float().mean().item())}
             | {"over_10": _digits((density > 0.1).float().mean().item())}
+            | {"rows": [_digits(x) for x in (found.cost / sites[spec.hook].predicted.cpu()).tolist()]}
             | {"density": bins.int().tolist()}
         )
     losses = {
@@ -290,22 +142,17 @@ def _digits(x: float) -> float | None:
     return float(f"{x:.5g}") if math.isfinite(x) else None
 
 
-def export(scale: ScaleName, names: Sequence[str], text: str, out: Path, *, device: str | None = None) -> Path:
+def export(scale: ScaleName, only: Sequence[str], model: Any, rows: Int[Tensor, "row pos"], out: Path) -> Path:
     """Summarise finished sweeps into the package's file of a scale (others in it stay), and ship some SAEs."""
-    from mechinterp.models import load
-
     path = MEASURED / f"{scale}.json"
     found = json.loads(path.read_text()) if path.exists() else {}
-    model = load(PLANS[scale].model, device=device)
-    rows = held_out_rows(model, scale)
-    sites: dict[str, Site] = {}
-    for name in names:
-        trained = run_sweep(name, scale, text, out, device=device)
-        sites |= {hook: site(model, rows, hook) for hook in sweep_sites(trained) if hook not in sites}
+    held_out, sites = held_out_rows(model, scale), dict[str, Site]()
+    for name in only:
+        trained = run_sweep(name, scale, model, rows, out)
+        sites |= {hook: site(model, held_out, hook) for hook in sweep_sites(trained) if hook not in sites}
         found[name] = summary(trained, model, sites)
-        if scale == "lab":
-            for folder, sae in _worth_shipping(name, trained):
-                save(sae, SHIPPED / folder, dtype=torch.float16)
+        for folder, sae in examples(name, trained):
+            save(sae, SHIPPED / scale / folder, dtype=torch.float16)
     ordered = {name: found[name] for name in SWEEPS if name in found}
     path.parent.mkdir(exist_ok=True)
     lines = json.dumps(ordered, separators=(",", ":")).replace('{"kind"', '\n{"kind"')
@@ -313,30 +160,30 @@ def export(scale: ScaleName, names: Sequence[str], text: str, out: Path, *, devi
     return path
 
 
-def _worth_shipping(name: str, trained: Trained) -> Iterator[tuple[str, SAE]]:
-    """The attention SAEs, and of the frontier at the MLP one of each kind, seed 0, with an L0 near 16."""
+def examples(name: str, trained: Trained) -> Iterator[tuple[str, SAE]]:
+    """What is shipped: attention SAEs, and of each kind on a frontier the one of seed 0 with an L0 nearest 24."""
+    first, *rest = name.split()
     if name == "attention":
-        for i, sae in enumerate(trained.saes):
-            yield f"attention-{i}", sae
-    if name == "frontier mlp":
+        for spec, sae in zip(trained.specs, trained.saes, strict=True):
+            yield f"attention-{layer_of(spec.hook)}", sae
+    elif first in ("mlp", "resid"):
         l0 = trained.history["l0"][-5:].mean(0)
-        for kind in dict.fromkeys(spec.kind for spec in trained.specs):
-            own = [i for i, spec in enumerate(trained.specs) if spec.kind == kind and spec.seed == 0]
-            yield f"mlp-{kind}", trained.saes[min(own, key=lambda i: abs(math.log(float(l0[i]) / 16)))]
+        own = [i for i, spec in enumerate(trained.specs) if spec.seed == 0]
+        yield f"{first}-{rest[0]}", trained.saes[min(own, key=lambda i: abs(math.log(float(l0[i]) / 24)))]
 
 
-def shipped(name: str) -> SAE:
-    """An SAE of the lab model that comes with the package: "attention-0" … "attention-4", or "mlp-gated" and its like.
+def shipped(name: str, scale: ScaleName = "lab") -> SAE:
+    """An SAE that comes with the package: "attention-0", "mlp-gated" and their like.
 
     Errors: `ValueError` naming those there are.
 
     >>> shipped("attention-2").hook
     'blocks.2.attn.hook_z'
     """
-    if not (SHIPPED / name / "cfg.json").is_file():
-        there = ", ".join(sorted(p.parent.name for p in SHIPPED.glob("*/cfg.json")))
-        raise ValueError(f"no SAE {name!r} in the package; there are {there or 'none'}")
-    return load_sae(SHIPPED / name)
+    if not (SHIPPED / scale / name / "cfg.json").is_file():
+        there = ", ".join(sorted(p.parent.name for p in (SHIPPED / scale).glob("*/cfg.json")))
+        raise ValueError(f"no SAE {name!r} of {scale} scale in the package; there are {there or 'none'}")
+    return load_sae(SHIPPED / scale / name)
 
 
 @dataclass(frozen=True)
@@ -375,19 +222,31 @@ def measured(name: str, scale: ScaleName) -> Measured:
     return Measured(**found[name])
 
 
+def live(name: str, scale: ScaleName, model: Any, rows: Int[Tensor, "row pos"], out: Path) -> Measured:
+    """A sweep trained and measured on the spot, for scales at which that takes seconds."""
+    trained, held_out = run_sweep(name, scale, model, rows, out), held_out_rows(model, scale)
+    sites = {hook: site(model, held_out, hook) for hook in sweep_sites(trained)}
+    return Measured(**summary(trained, model, sites))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: train the sweeps of a scale, resumable."""
+    from mechinterp.models import load
+
     parser = argparse.ArgumentParser("python -m mechinterp.sae.study", description=main.__doc__)
     parser.add_argument("scale", choices=list(PLANS))
     parser.add_argument("--text", required=True, help="folder with train*.txt[.xz], or a dataset of the hub")
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and activations")
-    parser.add_argument("--only", nargs="+", choices=SWEEPS, default=list(SWEEPS))
+    parser.add_argument("--only", nargs="+", choices=SWEEPS, help="some sweeps; all of the scale by default")
     parser.add_argument("--device", default=None)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all")
     parser.add_argument("--export", action="store_true", help="evaluate, and write the results into the package")
     args = parser.parse_args(arguments)
+    only = args.only or names(args.scale)
     with arithmetic(threads=args.threads):
-        for name in args.only:
-            run_sweep(name, args.scale, args.text, args.out, device=args.device)
+        model, rows = load(PLANS[args.scale].model, device=args.device), text_rows(args.scale, args.text)
+        fill(args.scale, model, rows, args.out, only)
+        for name in only:
+            run_sweep(name, args.scale, model, rows, args.out)
         if args.export:
-            print(export(args.scale, args.only, args.text, args.out, device=args.device))
+            print(export(args.scale, only, model, rows, args.out))
