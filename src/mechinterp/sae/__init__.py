@@ -13,6 +13,7 @@ from mechinterp.sae.settings import Config, Spec
 from mechinterp.sae.sites import activations, logits
 from mechinterp.sae.store import Given, Store
 from mechinterp.sae.training import Trained, train
+from mechinterp.sae.transcoders import Transcoder
 
 __all__ = [
     "KINDS",
@@ -29,6 +30,7 @@ __all__ = [
     "Spec",
     "Store",
     "Trained",
+    "Transcoder",
     "activations",
     "evaluate",
     "gated_to_jumprelu",

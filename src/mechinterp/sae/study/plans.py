@@ -225,8 +225,7 @@ def sweep(name: str, scale: ScaleName) -> Sweep:
     config = plan.config(plan.short_rows)
     if name == "width":
         k = plan.sparsities["topk"][1]
-        cells = [(width, seed) for width in plan.widths for seed in plan.few]
-        specs = [Spec("topk", plan.mlp, width, k, seed, plan.lr) for width, seed in cells]
+        specs = [Spec("topk", plan.mlp, width, k, seed, plan.lr) for width in plan.widths for seed in plan.few]
     elif name == "ablations":
         specs = [
             Spec(kind, plan.mlp, plan.d_sae, level, seed, plan.lr, variant)
