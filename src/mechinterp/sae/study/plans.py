@@ -32,8 +32,8 @@ class Plan:
             arXiv:2404.16014). `widths`: from narrow to wide.
         sparsities: by kind, from dense to sparse; the second and third are those of ablations and bandwidths.
         seeds, lr: of the frontier. `more_seeds`: others, at the third sparsity alone. `few`: seeds of the other sweeps.
-        attention: where the attention SAEs live; `attention_l1`, `attention_lr`, `attention_rows`: their λ, learning
-            rate and text.
+        attention: where the attention SAEs live; `attention_d_sae`, `attention_l1`, `attention_lr`, `attention_rows`:
+            their latents, λ, learning rate and text.
     """
 
     model: str
@@ -55,6 +55,7 @@ class Plan:
     few: tuple[int, ...]
     lr: float
     attention: tuple[str, ...]
+    attention_d_sae: int
     attention_l1: tuple[float, ...]
     attention_lr: float
     attention_rows: int
@@ -105,6 +106,7 @@ LAB = Plan(
     few=(0, 1, 2),
     lr=3e-3,
     attention=tuple(f"blocks.{layer}.attn.hook_z" for layer in range(5)),
+    attention_d_sae=1024,
     attention_l1=(0.03, 0.09, 0.2, 0.2, 0.18),
     attention_lr=2e-3,
     attention_rows=12_000,
@@ -134,6 +136,7 @@ LAPTOP = Plan(
     few=(0, 1, 2),
     lr=2e-3,
     attention=tuple(f"blocks.{layer}.attn.hook_z" for layer in (8, 11, 17, 18, 20, 23)),
+    attention_d_sae=2048,
     attention_l1=(0.18, 0.23, 0.23, 0.23, 0.19, 0.2),
     attention_lr=2e-3,
     attention_rows=2560,
@@ -155,6 +158,7 @@ PAPER = replace(
     more_seeds=(),
     lr=3e-4,
     attention=tuple(f"blocks.{layer}.attn.hook_z" for layer in range(12)),
+    attention_d_sae=24_576,
     attention_l1=(1.8, 0.8, 1.0, 0.9, 1.1, 1.0, 1.1, 1.1, 1.3, 1.2, 1.3, 3.0),
     attention_lr=1.2e-3,
     attention_rows=300_000,
@@ -210,7 +214,8 @@ def sweep(name: str, scale: ScaleName) -> Sweep:
     first, *rest = name.split()
     if name == "attention":
         pairs = zip(plan.attention, plan.attention_l1, strict=True)
-        specs = [Spec("standard", hook, plan.d_sae, l1, lr=plan.attention_lr) for hook, l1 in pairs]
+        width, lr = plan.attention_d_sae, plan.attention_lr
+        specs = [Spec("standard", hook, width, l1, lr=lr) for hook, l1 in pairs]
         return Sweep(tuple(specs), plan.config(plan.attention_rows), plan.attention_rows)
     if first in ("mlp", "resid"):
         kind, hook = rest[0], plan.mlp if first == "mlp" else plan.resid

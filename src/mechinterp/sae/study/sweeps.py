@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -29,15 +29,18 @@ from mechinterp.files import atomic_write
 from mechinterp.sae.architectures import SAE
 from mechinterp.sae.files.formats import load as load_sae
 from mechinterp.sae.files.formats import save
-from mechinterp.sae.metrics import Name, Site, evaluate, site
-from mechinterp.sae.sites import layer_of
-from mechinterp.sae.store import Store
+from mechinterp.sae.metrics import Name, Site, evaluate, reconstruction, site
+from mechinterp.sae.sites import activations, layer_of
+from mechinterp.sae.store import Store, counted
 from mechinterp.sae.study.plans import PLANS, SWEEPS, ScaleName, names, sweep
 from mechinterp.sae.training import Trained, train
 
 MEASURED = Path(__file__).with_name("measured")
 SHIPPED = Path(__file__).with_name("shipped")
 INTERVALS: tuple[Name, ...] = ("l0", "fvu", "gamma", "delta_loss", "loss_recovered")
+IN_MODEL = ("mlp", "resid", "attention")
+"""First words of the sweeps whose SAEs are put into the model, one pass each."""
+HeldOut = Site | Float[Tensor, "token d_in"]
 
 
 def text_rows(scale: ScaleName, text: str) -> Int[Tensor, "row pos"]:
@@ -99,8 +102,8 @@ def fill(scale: ScaleName, model: Any, rows: Int[Tensor, "row pos"], out: Path, 
 def held_out_rows(model: Any, scale: ScaleName) -> Int[Tensor, "row pos"]:
     """Rows that neither the model nor the SAEs have seen: the package's sample, and generated ones where they train."""
     generated = PLANS[scale].generated
-    real = packed_rows(model.tokenizer, sample(), 24 if generated else 48, 256)
-    return torch.cat([real, generated_rows(model.tokenizer, 24, 256, seed=99)]) if generated else real
+    real = packed_rows(model.tokenizer, sample(), 12 if generated else 48, 256)
+    return torch.cat([real, generated_rows(model.tokenizer, 12, 256, seed=99)]) if generated else real
 
 
 def sweep_sites(trained: Trained) -> list[str]:
@@ -108,34 +111,52 @@ def sweep_sites(trained: Trained) -> list[str]:
     return list(dict.fromkeys(spec.hook for spec in trained.specs))
 
 
-def summary(trained: Trained, model: Any, sites: Mapping[str, Site]) -> dict[str, Any]:
-    """A sweep as it stands in the package: its settings, and the quality of every SAE on held-out text.
+def held_out(name: str, scale: ScaleName, model: Any, hook: str) -> HeldOut:
+    """What a sweep's SAEs are measured on: a site of the model, or activations alone where no cost is asked for."""
+    rows = held_out_rows(model, scale)
+    if name.split()[0] in IN_MODEL:
+        return site(model, rows, hook)
+    return activations(model, rows, [hook])[hook][counted(model, rows).to(rows.device)]
 
-    For each SAE: its spec, the measures of `metrics.Quality` with intervals over rows, the increase in loss by row,
-    and of its latents the share that fires on more than 1 % and on more than 10 % of the tokens, and a histogram of
-    log10 density from -5 to 0 in steps of a quarter.
+
+def summary(trained: Trained, model: Any, on: Mapping[str, HeldOut]) -> dict[str, Any]:
+    """A sweep as it stands in the package: its settings, and the quality of every SAE on held-out text, by hook.
+
+    For each SAE: its spec, the measures of `metrics.Quality` with intervals over rows and the increase in loss by row
+    (on activations alone, the measures of `metrics.Reconstruction`); and of its latents the share that fires on more
+    than 1 % and on more than 10 % of the tokens, and a histogram of log10 density from -5 to 0 in steps of a quarter.
     """
     saes = []
     for spec, sae in tqdm(list(zip(trained.specs, trained.saes, strict=True)), desc="evaluating", unit="SAE"):
-        found = evaluate(model, sae, sites[spec.hook])
-        density = found.density
+        density, found = _measured(model, sae, on[spec.hook])
         bins = density[density > 0].log10().clamp(-4.99, -0.01).histc(20, min=-5, max=0)
         saes.append(
             asdict(spec)
-            | {name: _digits(value) for name, value in found.facts().items()}
-            | {"interval": {name: [_digits(x) for x in found.estimate(name).interval or ()] for name in INTERVALS}}
+            | found
             | {"over_1": _digits((density > 0.01).float().mean().item())}
             | {"over_10": _digits((density > 0.1).float().mean().item())}
-            | {"rows": [_digits(x) for x in (found.cost / sites[spec.hook].predicted.cpu()).tolist()]}
             | {"density": bins.int().tolist()}
         )
     losses = {
         hook: {name: _digits(float(getattr(at, name).sum() / at.predicted.sum())) for name in ("clean", "zero", "mean")}
-        for hook, at in sites.items()
-        if hook in sweep_sites(trained)
+        for hook, at in on.items()
+        if hook in sweep_sites(trained) and isinstance(at, Site)
     }
     facts = trained.saes[0].facts
     return {"config": facts["config"], "tokens": facts["tokens"], "loss": losses, "saes": saes}
+
+
+def _measured(model: Any, sae: SAE, at: HeldOut) -> tuple[Tensor, dict[str, Any]]:
+    """Density of every latent, and the measures of one SAE."""
+    if not isinstance(at, Site):
+        alone = reconstruction(sae, at)
+        facts = {name: _digits(getattr(alone, name)) for name in ("l0", "fvu", "gamma")}
+        return alone.density, facts | {"dead": _digits((alone.density == 0).float().mean().item())}
+    found = evaluate(model, sae, at)
+    facts = {name: _digits(value) for name, value in found.facts().items()}
+    intervals = {name: [_digits(x) for x in found.estimate(name).interval or ()] for name in INTERVALS}
+    rows = [_digits(x) for x in (found.cost / at.predicted.cpu().mean()).tolist()]  # their mean is delta_loss
+    return found.density, facts | {"interval": intervals, "rows": rows}
 
 
 def _digits(x: float) -> float | None:
@@ -146,11 +167,10 @@ def export(scale: ScaleName, only: Sequence[str], model: Any, rows: Int[Tensor, 
     """Summarise finished sweeps into the package's file of a scale (others in it stay), and ship some SAEs."""
     path = MEASURED / f"{scale}.json"
     found = json.loads(path.read_text()) if path.exists() else {}
-    held_out, sites = held_out_rows(model, scale), dict[str, Site]()
     for name in only:
         trained = run_sweep(name, scale, model, rows, out)
-        sites |= {hook: site(model, held_out, hook) for hook in sweep_sites(trained) if hook not in sites}
-        found[name] = summary(trained, model, sites)
+        on = {hook: held_out(name, scale, model, hook) for hook in sweep_sites(trained)}
+        found[name] = summary(trained, model, on)
         for folder, sae in examples(name, trained):
             save(sae, SHIPPED / scale / folder, dtype=torch.float16)
     ordered = {name: found[name] for name in SWEEPS if name in found}
@@ -224,9 +244,10 @@ def measured(name: str, scale: ScaleName) -> Measured:
 
 def live(name: str, scale: ScaleName, model: Any, rows: Int[Tensor, "row pos"], out: Path) -> Measured:
     """A sweep trained and measured on the spot, for scales at which that takes seconds."""
-    trained, held_out = run_sweep(name, scale, model, rows, out), held_out_rows(model, scale)
-    sites = {hook: site(model, held_out, hook) for hook in sweep_sites(trained)}
-    return Measured(**summary(trained, model, sites))
+    trained = run_sweep(name, scale, model, rows, out)
+    return Measured(
+        **summary(trained, model, {hook: held_out(name, scale, model, hook) for hook in sweep_sites(trained)})
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
