@@ -13,8 +13,8 @@ from mechinterp.datasets import ioi, text
 from mechinterp.datasets.ordinals import TASKS
 from mechinterp.heads import Head
 from mechinterp.models import load
+from mechinterp.sae.files import shipped
 from mechinterp.sae.latents import families, features, interventions
-from mechinterp.sae.study import sweeps
 
 HEADS = [Head(2, 1), Head(3, 3)]
 
@@ -61,17 +61,17 @@ def query_projection(model: Any, tokens: Any, other: Any, at: Any, data: Any) ->
 
 
 def latent_edit(model: Any, tokens: Any, other: Any, at: Any, data: Any) -> Any:
-    sae = sweeps.shipped("attention-2").to(tokens.device)
+    sae = shipped("lab/attention-2").to(tokens.device)
     return interventions.spliced_logits(model, tokens, sae, interventions.ablate(3, at), at=at)
 
 
 def latent_effects(model: Any, tokens: Any, other: Any, at: Any, data: Any) -> Any:
-    sae = sweeps.shipped("attention-2").to(tokens.device)
+    sae = shipped("lab/attention-2").to(tokens.device)
     return interventions.ablation_effects(model, tokens, sae, torch.arange(4), at, data.logit_diff, read=at).values
 
 
 def latent_sources(model: Any, tokens: Any, other: Any, at: Any, data: Any) -> Any:
-    sae = sweeps.shipped("attention-2").to(tokens.device)
+    sae = shipped("lab/attention-2").to(tokens.device)
     record = features.feature_activations(model, sae, tokens, top=2)
     return families.sources(model, sae, record, n=2).value
 

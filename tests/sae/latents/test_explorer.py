@@ -8,14 +8,14 @@ import torch
 
 from mechinterp.models import load, organisms
 from mechinterp.sae import SAE
+from mechinterp.sae.files import shipped
 from mechinterp.sae.latents import latent_views
-from mechinterp.sae.study import shipped
 from mechinterp.viz import token_explorer
 
 
 @pytest.fixture(scope="module")
 def saes() -> dict[int, SAE]:
-    return {i: shipped(f"attention-{i}") for i in range(3)}
+    return {i: shipped(f"lab/attention-{i}") for i in range(3)}
 
 
 def test_views_of_an_induction_head() -> None:

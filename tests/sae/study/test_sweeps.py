@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mechinterp.sae import sites
+from mechinterp.sae.files import released
 from mechinterp.sae.files.formats import load
 from mechinterp.sae.sites import layer_of
 from mechinterp.sae.study import plans, sweeps
@@ -38,17 +39,24 @@ def test_committed_sweeps_have_the_settings_of_the_code(scale: plans.ScaleName, 
 
 @pytest.mark.parametrize("scale", plans.PLANS)
 def test_shipped_saes_are_those_of_the_plan(scale: plans.ScaleName) -> None:
-    hooks = plans.sweep("attention", scale).hooks
-    there = {path.parent.name for path in (sweeps.SHIPPED / scale).glob("attention-*/cfg.json")}
-    assert there in ({f"attention-{layer_of(hook)}" for hook in hooks}, set())
-    for hook in hooks if there else ():
-        sae = sweeps.shipped(f"attention-{layer_of(hook)}", scale)
-        assert (sae.kind, sae.hook, sae.d_sae) == ("standard", hook, plans.PLANS[scale].attention_d_sae)
+    plan = plans.PLANS[scale]
+    there = {name for name in released.names() if name.startswith(f"{plan.model}/attention-")}
+    wanted = {f"{plan.model}/attention-{layer_of(hook)}": hook for hook in plan.attention}
+    assert there in (set(wanted), set())
+    for name in there:
+        sae = released.shipped(name)
+        assert (sae.kind, sae.hook, sae.d_sae) == ("standard", wanted[name], plan.attention_d_sae)
+
+
+def test_what_is_shipped_is_small() -> None:
+    sizes = [path.stat().st_size for path in released.SHIPPED.rglob("*") if path.is_file()]
+    assert max(sizes) < 16e6
+    assert sum(sizes) < 60e6
 
 
 def test_an_sae_that_is_not_shipped() -> None:
-    with pytest.raises(ValueError, match="no SAE 'attention-9' of lab scale in the package; there are attention-0"):
-        sweeps.shipped("attention-9")
+    with pytest.raises(ValueError, match="no SAE 'lab/attention-9' in the package; there are lab/attention-0"):
+        released.shipped("lab/attention-9")
 
 
 @pytest.fixture
@@ -70,7 +78,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     )
     monkeypatch.setitem(plans.PLANS, "lab", plan)
     monkeypatch.setattr(sweeps, "MEASURED", tmp_path / "measured")
-    monkeypatch.setattr(sweeps, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(released, "SHIPPED", tmp_path / "shipped")
     (tmp_path / "train_0.txt").write_text("\0".join(["It was the best of times, it was the worst of times. " * 9] * 4))
     return tmp_path
 
@@ -86,7 +94,7 @@ def test_export_and_read_back(small: Path) -> None:
     assert sum(found["rows"]) / len(found["rows"]) == pytest.approx(found["delta_loss"], rel=1e-3, abs=1e-5)
     sae = load(small / "shipped" / "lab" / "attention-1")
     assert sae.params["W_dec"].dtype == torch.float32
-    assert sweeps.shipped("mlp-topk").k in plans.LAB.sparsities["topk"]
+    assert released.shipped("lab/mlp-topk").k in plans.LAB.sparsities["topk"]
     with pytest.raises(ValueError, match="no SAE of this sweep"):
         sweeps.measured("attention", "lab").choose(kind="topk")
     before = {path: path.stat().st_mtime_ns for path in (small / "runs").rglob("*") if path.is_file()}

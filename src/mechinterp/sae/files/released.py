@@ -1,4 +1,16 @@
-"""Where the published attention-output SAEs of GPT-2 small are (Kissane et al., arXiv:2406.17759, Table 1)."""
+"""SAEs that are ready for use: those in the package, by name, and where published ones are.
+
+The package's own are of the lab model and of SmolLM2, made by `python -m mechinterp.sae.study`. Published ones are the
+attention-output SAEs of GPT-2 small (Kissane et al., arXiv:2406.17759, Table 1).
+"""
+
+from pathlib import Path
+
+from mechinterp.sae.architectures import SAE
+from mechinterp.sae.files.formats import load
+
+SHIPPED = Path(__file__).with_name("shipped")
+"""Folders of the package's own SAEs, by model."""
 
 _REPOSITORY = "ckkissane/attn-saes-gpt2-small-all-layers"
 _RUNS = (
@@ -31,3 +43,25 @@ def attention_gpt2(layer: int) -> str:
     l1, width, dead, version = _RUNS[layer]
     run = f"gpt2-small_L{layer}_Hcat_z_lr1.20e-03_l1{l1}_ds{width}_bs4096_dc{dead}_rsanthropic_rie25000_nr4_v{version}"
     return f"{_REPOSITORY}:{run}.pt"
+
+
+def names() -> list[str]:
+    """The SAEs in the package.
+
+    >>> names()[:2]
+    ['lab/attention-0', 'lab/attention-1']
+    """
+    return sorted(path.parent.relative_to(SHIPPED).as_posix() for path in SHIPPED.glob("*/*/cfg.json"))
+
+
+def shipped(name: str) -> SAE:
+    """An SAE of the package.
+
+    Errors: `ValueError` naming those there are.
+
+    >>> shipped("lab/attention-2").hook
+    'blocks.2.attn.hook_z'
+    """
+    if name not in names():
+        raise ValueError(f"no SAE {name!r} in the package; there are {', '.join(names()) or 'none'}")
+    return load(SHIPPED / name)

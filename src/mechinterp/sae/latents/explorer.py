@@ -28,8 +28,8 @@ def latent_views(
     Errors: `ValueError` as in `attribution.recursive_dfa`.
 
     >>> from mechinterp.models import load
-    >>> from mechinterp.sae.study.sweeps import shipped
-    >>> views = latent_views(load("lab"), {1: shipped("attention-1")}, torch.tensor([0, 5, 9]), 1)
+    >>> from mechinterp.sae.files import shipped
+    >>> views = latent_views(load("lab"), {1: shipped("lab/attention-1")}, torch.tensor([0, 5, 9]), 1)
     >>> len(views), list(views[0])[0]
     (3, 'latents that are on')
     """

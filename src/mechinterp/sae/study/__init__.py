@@ -7,7 +7,7 @@ from mechinterp.sae.study.frontier import Costs, Curve, by_seed, common, costs, 
 from mechinterp.sae.study.plans import PLANS, Plan, Sweep, sweep
 from mechinterp.sae.study.rules import Rule, Search, apply_rules, contexts
 from mechinterp.sae.study.scorer import Explanation, Scores, Study, explain, measures, odds_ratio, study
-from mechinterp.sae.study.sweeps import Measured, export, live, measured, run_sweep, shipped, summary
+from mechinterp.sae.study.sweeps import Measured, export, live, measured, run_sweep, summary
 from mechinterp.sae.study.synthetic import (
     Recovery,
     Shrinkage,
@@ -51,7 +51,6 @@ __all__ = [
     "rescale_and_shift",
     "run_sweep",
     "sample",
-    "shipped",
     "shrinkage_by_feature",
     "study",
     "summary",

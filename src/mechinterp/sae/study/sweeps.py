@@ -27,7 +27,7 @@ from mechinterp.arithmetic import arithmetic
 from mechinterp.datasets.text import from_hub, generated_rows, packed_rows, sample
 from mechinterp.files import atomic_write
 from mechinterp.sae.architectures import SAE
-from mechinterp.sae.files.formats import load as load_sae
+from mechinterp.sae.files import released
 from mechinterp.sae.files.formats import save
 from mechinterp.sae.metrics import Name, Site, evaluate, reconstruction, site
 from mechinterp.sae.sites import activations, layer_of
@@ -36,7 +36,6 @@ from mechinterp.sae.study.plans import PLANS, SWEEPS, ScaleName, names, sweep
 from mechinterp.sae.training import Trained, train
 
 MEASURED = Path(__file__).with_name("measured")
-SHIPPED = Path(__file__).with_name("shipped")
 INTERVALS: tuple[Name, ...] = ("l0", "fvu", "gamma", "delta_loss", "loss_recovered")
 IN_MODEL = ("mlp", "resid", "attention")
 """First words of the sweeps whose SAEs are put into the model, one pass each."""
@@ -172,7 +171,7 @@ def export(scale: ScaleName, only: Sequence[str], model: Any, rows: Int[Tensor, 
         on = {hook: held_out(name, scale, model, hook) for hook in sweep_sites(trained)}
         found[name] = summary(trained, model, on)
         for folder, sae in examples(name, trained):
-            save(sae, SHIPPED / scale / folder, dtype=torch.float16)
+            save(sae, released.SHIPPED / PLANS[scale].model / folder, dtype=torch.float16)
     ordered = {name: found[name] for name in SWEEPS if name in found}
     path.parent.mkdir(exist_ok=True)
     lines = json.dumps(ordered, separators=(",", ":")).replace('{"kind"', '\n{"kind"')
@@ -190,20 +189,6 @@ def examples(name: str, trained: Trained) -> Iterator[tuple[str, SAE]]:
         l0 = trained.history["l0"][-5:].mean(0)
         own = [i for i, spec in enumerate(trained.specs) if spec.seed == 0]
         yield f"{first}-{rest[0]}", trained.saes[min(own, key=lambda i: abs(math.log(float(l0[i]) / 24)))]
-
-
-def shipped(name: str, scale: ScaleName = "lab") -> SAE:
-    """An SAE that comes with the package: "attention-0", "mlp-gated" and their like.
-
-    Errors: `ValueError` naming those there are.
-
-    >>> shipped("attention-2").hook
-    'blocks.2.attn.hook_z'
-    """
-    if not (SHIPPED / scale / name / "cfg.json").is_file():
-        there = ", ".join(sorted(p.parent.name for p in (SHIPPED / scale).glob("*/cfg.json")))
-        raise ValueError(f"no SAE {name!r} of {scale} scale in the package; there are {there or 'none'}")
-    return load_sae(SHIPPED / scale / name)
 
 
 @dataclass(frozen=True)
