@@ -77,9 +77,9 @@ def test_shares_are_those_of_attribution() -> None:
         p, d = int(found.prompt[i, k]), int(found.position[i, k])
         dfa = dfa_by_source(model, sae, tokens[p : p + 1], found.latents[i : i + 1], torch.tensor([d]))[0].sum(0)
         parts = dict.fromkeys(("induction", "itself", "previous", "local", "far"), 0.0)
-        total = sum(max(x, 0.0) for x in dfa.tolist())
+        total = sum(max(x, 0.0) for x in dfa.tolist()[1:])  # the first token does not count
         for s, x in enumerate(dfa.tolist()):
-            if x <= 0 or s > d:
+            if x <= 0 or s > d or s == 0:
                 continue
             if s > 0 and s - 1 < d and tokens[p, s - 1] == tokens[p, d] and s != d:
                 parts["induction"] += x / total

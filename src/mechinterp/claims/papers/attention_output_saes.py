@@ -31,9 +31,9 @@ ATTENTION_OUTPUT_SAES: tuple[Claim, ...] = (
         lab=Range(0.02, 0.2),
         laptop=Range(0.02, 0.2),
         revised=revised(
-            "With features shuffled among heads none is of one kind: only that some are can be told from chance",
-            lab="0.8 to 1 of several kinds",
-            paper="0.8 to 1 of several kinds",
+            "It was the share of several kinds; shuffled features are all of several: only that some are not can fail",
+            lab="0.8 to 1",
+            paper="0.8 to 1",
         ),
         null="the same latents, shuffled among the heads",
         unverified=True,
