@@ -43,7 +43,7 @@ from mechinterp.models import load  # noqa: E402
 from mechinterp.models.load import LAB  # noqa: E402
 from mechinterp.sae import SAE, Config, Given, Spec, Store, activations, evaluate, reconstruction, site, train  # noqa: E402
 from mechinterp.sae import load as load_sae  # noqa: E402
-from mechinterp.sae.study import Curve  # noqa: E402
+from mechinterp.sae.study import curve  # noqa: E402
 
 LAYER = 2
 HOOK = f"blocks.{LAYER}.hook_mlp_out"
@@ -208,19 +208,6 @@ def best_rate(runs: Sequence[Run]) -> float:
         return y0 - x0 * (y1 - y0) / (x1 - x0)
 
     return min(RATES, key=at_20)
-
-
-def curve(runs: Sequence[Run], measure: str) -> Curve:
-    """One measure of a library's frontier."""
-
-    def table(name: str) -> Tensor:
-        levels = sorted({run["sparsity"] for run in runs})
-        cells = {(run["seed"], run["sparsity"]): run[name] for run in runs}
-        return torch.tensor([[cells[seed, level] for level in levels] for seed in SEEDS], dtype=torch.float64)
-
-    l0, y = table("l0"), table(measure)
-    order = l0.argsort(1)
-    return Curve(l0.gather(1, order), y.gather(1, order))
 
 
 def compare(kind: str, steps: int, runs: dict[str, list[Run]], speed: dict[str, float]) -> list[str]:

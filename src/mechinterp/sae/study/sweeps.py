@@ -115,7 +115,8 @@ def held_out(name: str, scale: ScaleName, model: Any, hook: str) -> HeldOut:
     rows = held_out_rows(model, scale)
     if name.split()[0] in IN_MODEL:
         return site(model, rows, hook)
-    return activations(model, rows, [hook])[hook][counted(model, rows).to(rows.device)]
+    x = activations(model, rows, [hook])[hook]
+    return x[counted(model, rows).to(x.device)]
 
 
 def summary(trained: Trained, model: Any, on: Mapping[str, HeldOut]) -> dict[str, Any]:
