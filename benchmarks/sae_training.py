@@ -35,7 +35,6 @@ if sys.platform == "linux" and any(name not in os.environ for name in MALLOC):  
 
 import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
-from torch import Tensor  # noqa: E402
 
 from mechinterp import stats  # noqa: E402
 from mechinterp.datasets.text import generated_rows  # noqa: E402
