@@ -104,15 +104,18 @@ def test_splicing_and_ablating_latents(family: tuple[Any, Raw], site_name: str) 
         close(effects.values[:, column], metric(run(change)[ROWS, READ]) - clean)
 
 
-def test_added_loss(family: tuple[Any, Raw]) -> None:
+@pytest.mark.parametrize("site_name", ["attn.hook_z", *STREAMS, "hook_resid_post"])
+def test_added_loss(family: tuple[Any, Raw], site_name: str) -> None:
     model, raw = family
-    hook = "blocks.1.hook_mlp_out"
+    layer = LAYERS - 1 if site_name == "hook_resid_post" else 1
+    hook = f"blocks.{layer}.{site_name}"
+    at_place = ("resid_pre", layer + 1) if site_name == "hook_resid_post" else (STREAMS.get(site_name, "z"), layer)
     sae = an_sae(model, hook)
     here = site(model, TOKENS, hook, skip=())
     x = activations(model, TOKENS, [hook])[hook]
     change = sae.decode(sae.encode(x)) - x
     change[:, 0] = 0  # the first token is left as it is
-    spliced, _ = raw.run(TOKENS, {("mlp_out", 1): lambda a: a + change})
+    spliced, _ = raw.run(TOKENS, {at_place: lambda a: a + change.view_as(a)})
 
     def loss(values: Tensor) -> Tensor:
         return -values[:, :-1].log_softmax(-1).gather(-1, TOKENS[:, 1:, None]).mean()

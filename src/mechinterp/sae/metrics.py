@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechinterp.sae.architectures import SAE
-from mechinterp.sae.sites import activations, logits
+from mechinterp.sae.sites import activations, layer_of, logits
 from mechinterp.sae.store import counted as counted_tokens
 from mechinterp.stats import Estimate, ratio
 
@@ -30,6 +30,7 @@ class Site:
         hook: where. `tokens` [row pos]. `x` [row pos d_in]. `counted` [row pos]: which tokens count.
         centre: mean activation. `clean`, `zero`, `mean`: summed next-token loss of every row, nats, as it is, and
             with the activations replaced by zero and by their mean. `predicted`: tokens in those sums.
+        below: the residual stream before the hook's layer, from which passes begin.
     """
 
     hook: str
@@ -41,6 +42,7 @@ class Site:
     clean: Float[Tensor, " row"]
     zero: Float[Tensor, " row"]
     mean: Float[Tensor, " row"]
+    below: Float[Tensor, "row pos d_model"]
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def next_token_loss(
 def site(
     model: object, tokens: Int[Tensor, "row pos"], hook: str, *, skip: Sequence[int] | None = None, batch_size: int = 16
 ) -> Site:
-    """Activations and losses of a model at a hook; three passes.
+    """Activations and losses of a model at a hook: one pass, and three from the hook's layer on.
 
     Args:
         skip: token ids that do not count; None for the BOS token of the model's tokenizer, if there is one. The first
@@ -128,7 +130,9 @@ def site(
 
     Errors: `ValueError` for an unknown hook, activations or logits that are not finite, or no token that counts.
     """
-    x = activations(model, tokens, [hook], batch_size=batch_size)[hook]
+    stream = f"blocks.{layer_of(hook)}.hook_resid_pre"
+    found = activations(model, tokens, [hook, stream], batch_size=batch_size)
+    x, below = found[hook], found[stream]
     tokens = tokens.to(x.device)
     counted = counted_tokens(model, tokens, skip)
     if not counted.any():
@@ -137,28 +141,27 @@ def site(
 
     def loss(value: Tensor | None) -> Tensor:
         parts = []
-        for some, keep in zip(tokens.split(batch_size), counted.split(batch_size), strict=True):
-            out = (
-                logits(model, some)
-                if value is None
-                else logits(model, some, hook, lambda a, k=keep: torch.where(k[..., None], value, a))  # type: ignore[misc]
-            )
-            parts.append(next_token_loss(out, some, keep))
+        for some, keep, start in zip(*(t.split(batch_size) for t in (tokens, counted, below)), strict=True):
+
+            def put(a: Tensor, keep: Tensor = keep) -> Tensor:
+                return a if value is None else torch.where(keep[..., None], value, a)
+
+            parts.append(next_token_loss(logits(model, some, hook, put, below=start), some, keep))
         return torch.cat(parts)
 
     losses = loss(None), loss(torch.zeros_like(centre)), loss(centre)
-    return Site(hook, tokens, x, counted, centre, counted[:, 1:].float().sum(-1), *losses)
+    return Site(hook, tokens, x, counted, centre, counted[:, 1:].float().sum(-1), *losses, below)
 
 
 @torch.no_grad()
 def evaluate(model: object, sae: SAE, at: Site, *, batch_size: int = 16) -> Quality:
-    """Everything about one SAE; one pass of the model.
+    """Everything about one SAE; one pass of the model from the hook's layer on.
 
     Errors: `ValueError` if the SAE belongs to another width.
     """
     rows, active = [], torch.zeros(sae.d_sae, device=at.x.device)
-    parts = zip(*(t.split(batch_size) for t in (at.tokens, at.x, at.counted)), strict=True)
-    for tokens, x, counted in parts:
+    parts = zip(*(t.split(batch_size) for t in (at.tokens, at.x, at.counted, at.below)), strict=True)
+    for tokens, x, counted, below in parts:
         f = sae.encode(x) * counted[..., None]
         out = sae.decode(f)
         active += (f > 0).float().sum((0, 1))
@@ -166,7 +169,7 @@ def evaluate(model: object, sae: SAE, at: Site, *, batch_size: int = 16) -> Qual
         def put(a: Tensor, out: Tensor = out, counted: Tensor = counted) -> Tensor:
             return torch.where(counted[..., None], out, a)
 
-        spliced = next_token_loss(logits(model, tokens, at.hook, put), tokens, counted)
+        spliced = next_token_loss(logits(model, tokens, at.hook, put, below=below), tokens, counted)
         keep = counted.float()
         columns = [
             keep,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mechinterp.anatomy import Anatomy, size
 from mechinterp.patching.checks import check_tokens
-from mechinterp.patching.engine import trace
+from mechinterp.patching.engine import Keep, trace
 
 Replace = Callable[[Float[Tensor, "prompt pos d_in"]], Float[Tensor, "prompt pos d_in"]]
 """What to put in place of a site's activations."""
@@ -108,8 +108,12 @@ def logits(
     replace: Replace | None = None,
     *,
     at: Int[Tensor, " prompt"] | None = None,
+    below: Float[Tensor, "prompt pos d_model"] | None = None,
 ) -> Float[Tensor, "prompt *pos vocab"]:
     """Logits at every position (or one of every prompt), with a site's activations replaced; one pass.
+
+    Args:
+        below: the residual stream before the hook's layer (`hook_resid_pre`), to begin there.
 
     Errors: `ValueError` for a hook that the model does not have, or logits that are not finite.
 
@@ -132,7 +136,10 @@ def logits(
             return x
         return replace(x.flatten(2)).view_as(x).to(x.dtype)
 
-    got = trace(anatomy, tokens, lambda name, layer, x: x if (name, layer) == end else None, change=change)
+    keep: Keep = lambda name, layer, x: x if (name, layer) == end else None  # noqa: E731
+    layer = None if hook is None else layer_of(hook)
+    start = None if below is None or layer is None else (layer, below.to(anatomy.dtype))
+    got = trace(anatomy, tokens, keep, start=start, change=change)
     final = got[end] if at is None else got[end][torch.arange(len(tokens), device=tokens.device), at.to(tokens.device)]
     return anatomy.unembed(final)
 
