@@ -13,8 +13,9 @@ Speed is in the same table: tokens a second of a whole training of 300 larger ba
 rate of the middle of each library's frontier. Then end to end, where each library's own store runs the model, and what
 a sweep of eight sparsities costs beside one.
 
-FOLDER keeps a line a run; a benchmark that was killed goes on, `--only` says with which parts. Exit status 1 where ours
-leaves more variance unexplained than a peer, by more than the interval of the paired differences.
+FOLDER keeps a line a run; a benchmark that was killed goes on, `--only` says with which parts. `--export` writes the
+frontiers into the package, where chapter 6 finds them. Exit status 1 where ours leaves more variance unexplained than a
+peer, by more than the interval of the paired differences.
 """
 
 import argparse
@@ -43,6 +44,7 @@ from mechinterp.models.load import LAB  # noqa: E402
 from mechinterp.sae import SAE, Config, Given, Spec, Store, activations, evaluate, reconstruction, site, train  # noqa: E402
 from mechinterp.sae import load as load_sae  # noqa: E402
 from mechinterp.sae.study import curve  # noqa: E402
+from mechinterp.sae.study.sweeps import LIBRARIES_FILE  # noqa: E402
 
 LAYER = 2
 HOOK = f"blocks.{LAYER}.hook_mlp_out"
@@ -209,6 +211,15 @@ def best_rate(runs: Sequence[Run]) -> float:
     return min(RATES, key=at_20)
 
 
+def export(kind: str, steps: int, runs: dict[str, list[Run]]) -> None:
+    """Write a frontier into the package's file; others in it stay."""
+    found = json.loads(LIBRARIES_FILE.read_text()) if LIBRARIES_FILE.exists() else {}
+    keys = ("sparsity", "seed", "lr", "l0", "fvu", "added_loss")
+    short = {name: [{key: run[key] for key in keys} for run in own] for name, own in runs.items()}
+    found = dict(sorted((found | {f"{kind} {steps}": short}).items()))
+    LIBRARIES_FILE.write_text(json.dumps(found, separators=(",", ":")).replace("},{", "},\n{") + "\n")
+
+
 def compare(kind: str, steps: int, runs: dict[str, list[Run]], speed: dict[str, float]) -> list[str]:
     """Print a kind's rows of the table; returns where ours is worse."""
     worse, at = [], torch.tensor(POINTS, dtype=torch.float64)
@@ -276,6 +287,7 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", choices=list(SPARSITY), default=list(SPARSITY))
     parser.add_argument("--steps", nargs="+", type=int, default=[300, 3000])
     parser.add_argument("--only", nargs="+", choices=["table", "end", "sweep"], default=["table", "end", "sweep"])
+    parser.add_argument("--export", action="store_true", help="write the frontiers into the package")
     parser.add_argument("--no-speed", action="store_true", help="frontiers alone, beside other work")
     parser.add_argument("--rows", type=int, default=3200, help="rows of text to train on")
     parser.add_argument("--threads", type=int, default=2)
@@ -292,6 +304,8 @@ def main() -> int:
         print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
         for kind in args.kinds:
             runs = frontier(bench, kind, steps)
+            if args.export:
+                export(kind, steps, runs)
             speed = {"ours": math.nan} if args.no_speed else speeds(bench, kind, runs)
             worse += compare(kind, steps, runs, speed)
     if "end" in args.only:

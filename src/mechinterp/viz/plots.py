@@ -186,6 +186,7 @@ def curves(
     bands: Mapping[str, tuple[Any, Any]] | None = None,
     marks: Mapping[str, float] | None = None,
     groups: Mapping[str, str] | None = None,
+    order: Sequence[str] = (),
 ) -> Figure:
     """Lines of one or more series.
 
@@ -193,9 +194,10 @@ def curves(
         bands: lower and upper edge of an interval around some of the series, drawn in their colour.
         marks: vertical lines, with their names.
         groups: lines of a group share a colour and a legend entry.
+        order: names that take the first colours whether they are drawn or not, so that figures agree.
     """
     plot = go.Figure()
-    kinds = list(dict.fromkeys((groups or {}).get(name, name) for name in series))
+    kinds = list(dict.fromkeys([*order, *((groups or {}).get(name, name) for name in series)]))
     shown: set[str] = set()
     for name, (xs, ys) in series.items():
         kind = (groups or {}).get(name, name)

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from mechinterp.sae.settings import Config, Spec
 
-ScaleName = Literal["lab", "laptop", "paper"]
+ScaleName = Literal["lab", "lab-long", "laptop", "paper"]
 ABLATIONS = {
     ("gated", ""): True,
     ("gated", "unfrozen decoder"): True,
@@ -34,6 +34,7 @@ class Plan:
         seeds, lr: of the frontier. `more_seeds`: others, at the third sparsity alone. `few`: seeds of the other sweeps.
         attention: where the attention SAEs live; `attention_d_sae`, `attention_l1`, `attention_lr`, `attention_rows`:
             their latents, λ, learning rate and text.
+        ships: whether examples of its SAEs go into the package.
     """
 
     model: str
@@ -59,6 +60,7 @@ class Plan:
     attention_l1: tuple[float, ...]
     attention_lr: float
     attention_rows: int
+    ships: bool = True
 
     def config(self, rows: int) -> Config:
         """The schedule for so many rows: JumpReLU's recipe (arXiv:2407.14435) where a run is long enough for it.
@@ -111,6 +113,24 @@ LAB = Plan(
     attention_lr=2e-3,
     attention_rows=12_000,
 )
+LAB_LONG = replace(
+    LAB,
+    batch=1024,
+    block=400,
+    rows=16_000,
+    d_sae=1024,
+    wider={"standard": 1536},
+    sparsities={
+        "standard": (0.03, 0.07, 0.15, 0.3),
+        "gated": (0.05, 0.1, 0.2, 0.4),
+        "jumprelu": (0.0004, 0.001, 0.0025, 0.006),
+        "topk": (80, 40, 20, 10),
+    },
+    more_seeds=(1, 2),
+    lr=2e-3,
+    ships=False,
+)
+"""Four million tokens for the lab model: the kinds on a frontier that is not cut short."""
 LAPTOP = Plan(
     model="smollm2",
     length=256,
@@ -163,7 +183,7 @@ PAPER = replace(
     attention_lr=1.2e-3,
     attention_rows=300_000,
 )
-PLANS: dict[ScaleName, Plan] = {"lab": LAB, "laptop": LAPTOP, "paper": PAPER}
+PLANS: dict[ScaleName, Plan] = {"lab": LAB, "lab-long": LAB_LONG, "laptop": LAPTOP, "paper": PAPER}
 SWEEPS = (
     *(f"mlp {kind}" for kind in KINDS),
     *(f"resid {kind}" for kind in KINDS),

@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from mechinterp.sae.study.plans import PLANS, SWEEPS, ScaleName, names, sweep
 from mechinterp.sae.training import Trained, train
 
 MEASURED = Path(__file__).with_name("measured")
+LIBRARIES_FILE = MEASURED / "libraries.json"
 INTERVALS: tuple[Name, ...] = ("l0", "fvu", "gamma", "delta_loss", "loss_recovered")
 IN_MODEL = ("mlp", "resid", "attention")
 """First words of the sweeps whose SAEs are put into the model, one pass each."""
@@ -110,10 +111,10 @@ def sweep_sites(trained: Trained) -> list[str]:
     return list(dict.fromkeys(spec.hook for spec in trained.specs))
 
 
-def held_out(name: str, scale: ScaleName, model: Any, hook: str) -> HeldOut:
-    """What a sweep's SAEs are measured on: a site of the model, or activations alone where no cost is asked for."""
+def held_out(hook: str, in_model: bool, *, scale: ScaleName, model: Any) -> HeldOut:
+    """What SAEs are measured on: a site of the model, or activations alone where no cost is asked for."""
     rows = held_out_rows(model, scale)
-    if name.split()[0] in IN_MODEL:
+    if in_model:
         return site(model, rows, hook)
     x = activations(model, rows, [hook])[hook]
     return x[counted(model, rows).to(x.device)]
@@ -166,17 +167,18 @@ def _digits(x: float) -> float | None:
 def export(scale: ScaleName, only: Sequence[str], model: Any, rows: Int[Tensor, "row pos"], out: Path) -> Path:
     """Summarise finished sweeps into the package's file of a scale (others in it stay), and ship some SAEs."""
     path = MEASURED / f"{scale}.json"
+    path.parent.mkdir(exist_ok=True)
     found = json.loads(path.read_text()) if path.exists() else {}
+    at = lru_cache(partial(held_out, scale=scale, model=model))
     for name in only:
         trained = run_sweep(name, scale, model, rows, out)
-        on = {hook: held_out(name, scale, model, hook) for hook in sweep_sites(trained)}
-        found[name] = summary(trained, model, on)
-        for folder, sae in examples(name, trained):
+        in_model = name.split()[0] in IN_MODEL
+        found[name] = summary(trained, model, {hook: at(hook, in_model) for hook in sweep_sites(trained)})
+        for folder, sae in examples(name, trained) if PLANS[scale].ships else ():
             save(sae, released.SHIPPED / PLANS[scale].model / folder, dtype=torch.float16)
-    ordered = {name: found[name] for name in SWEEPS if name in found}
-    path.parent.mkdir(exist_ok=True)
-    lines = json.dumps(ordered, separators=(",", ":")).replace('{"kind"', '\n{"kind"')
-    atomic_write(path, (lines + "\n").encode())
+        ordered = {name: found[name] for name in SWEEPS if name in found}
+        lines = json.dumps(ordered, separators=(",", ":")).replace('{"kind"', '\n{"kind"')
+        atomic_write(path, (lines + "\n").encode())
     return path
 
 
@@ -228,12 +230,27 @@ def measured(name: str, scale: ScaleName) -> Measured:
     return Measured(**found[name])
 
 
+def by_library(kind: str, steps: int) -> dict[str, list[dict[str, Any]]]:
+    """SAEs of the lab model that this package, SAELens and dictionary_learning trained, for `frontier.curve`.
+
+    The libraries had the same activations and budget of tuning; `benchmarks/sae_training.py --export` makes them.
+
+    Returns: by library, with "ours" first; for each SAE sparsity (in the library's units), seed, lr, l0, fvu and
+    added_loss, nats.
+
+    Errors: `ValueError` for a kind or a number of steps that has not been run.
+    """
+    found = json.loads(LIBRARIES_FILE.read_text()) if LIBRARIES_FILE.exists() else {}
+    if f"{kind} {steps}" not in found:
+        raise ValueError(f"no comparison of {kind} SAEs with {steps} steps; there are: {', '.join(found) or 'none'}")
+    return found[f"{kind} {steps}"]
+
+
 def live(name: str, scale: ScaleName, model: Any, rows: Int[Tensor, "row pos"], out: Path) -> Measured:
     """A sweep trained and measured on the spot, for scales at which that takes seconds."""
-    trained = run_sweep(name, scale, model, rows, out)
-    return Measured(
-        **summary(trained, model, {hook: held_out(name, scale, model, hook) for hook in sweep_sites(trained)})
-    )
+    trained, in_model = run_sweep(name, scale, model, rows, out), name.split()[0] in IN_MODEL
+    at = partial(held_out, in_model=in_model, scale=scale, model=model)
+    return Measured(**summary(trained, model, {hook: at(hook) for hook in sweep_sites(trained)}))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
