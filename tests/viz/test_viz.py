@@ -182,6 +182,16 @@ def test_curves_have_bands_marks_and_groups() -> None:
     assert list(figure.plot.layout.xaxis.ticktext) == ["100", "200", "500", "1000"]
 
 
+def test_a_curve_has_the_same_colour_in_every_figure_that_names_the_order() -> None:
+    def colours(*names: str) -> dict[str, str]:
+        series = {name: ([1, 2], [1, 2]) for name in names}
+        figure = viz.curves(series, x="x", y="y", title="t", caption="c", order=("a", "b", "c"))
+        return {t.name: t.line.color for t in figure.plot.data}
+
+    everything = colours("a", "b", "c")
+    assert colours("c", "b") == {"c": everything["c"], "b": everything["b"]}
+
+
 def test_moving_points_have_a_frame_for_every_position() -> None:
     frames = {str(i): torch.randn(5, 2) for i in range(3)}
     figure = viz.moving_points(frames, list("abcde"), title="t", caption="c")

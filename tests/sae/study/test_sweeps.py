@@ -11,7 +11,7 @@ from mechinterp.sae import sites
 from mechinterp.sae.files import released
 from mechinterp.sae.files.formats import load
 from mechinterp.sae.sites import layer_of
-from mechinterp.sae.study import plans, sweeps
+from mechinterp.sae.study import frontier, plans, sweeps
 
 SETTINGS = ("kind", "hook", "d_sae", "sparsity", "seed", "lr", "variant")
 
@@ -129,3 +129,13 @@ def test_what_is_refused(small: Path, tmp_path_factory: pytest.TempPathFactory) 
     empty = tmp_path_factory.mktemp("empty")
     with pytest.raises(ValueError, match=r"no .txt or .txt.xz files matching"):
         sweeps.text_rows("lab", str(empty))
+
+
+def test_frontiers_of_other_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps, "LIBRARIES_FILE", tmp_path / "libraries.json")
+    with pytest.raises(ValueError, match="no comparison of topk SAEs with 300 steps; there are: none"):
+        sweeps.by_library("topk", 300)
+    own = [{"sparsity": k, "seed": 0, "lr": 0.001, "l0": k, "fvu": 1 / k, "added_loss": 0.1} for k in (4, 8)]
+    (tmp_path / "libraries.json").write_text(json.dumps({"topk 300": {"ours": own}}))
+    curve = frontier.curve(sweeps.by_library("topk", 300)["ours"], "fvu")
+    assert curve.at(torch.tensor([8.0])).item() == 0.125
