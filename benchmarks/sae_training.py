@@ -14,7 +14,7 @@ rate of the middle of each library's frontier. Then end to end, where each libra
 a sweep of eight sparsities costs beside one.
 
 FOLDER keeps a line a run; a benchmark that was killed goes on, `--only` says with which parts. `--export` writes the
-frontiers into the package, where chapter 6 finds them. Exit status 1 where ours leaves more variance unexplained than a
+frontiers into the package (`sweeps.by_library`). Exit status 1 where ours leaves more variance unexplained than a
 peer, by more than the interval of the paired differences.
 """
 

@@ -31,7 +31,7 @@ def test_committed_sweeps_have_the_settings_of_the_code(scale: plans.ScaleName, 
     assert [tuple(s[key] for key in SETTINGS) for s in found.saes] == [
         tuple(asdict(spec)[key] for key in SETTINGS) for spec in wanted.specs
     ]
-    for s in found.saes if name.split()[0] in sweeps.IN_MODEL else ():
+    for s in found.saes if sweeps.in_model(name) else ():
         for measure in sweeps.INTERVALS:
             lo, hi = s["interval"][measure]
             assert lo <= s[measure] <= hi or hi - lo < 1e-4

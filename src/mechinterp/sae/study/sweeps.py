@@ -38,8 +38,6 @@ from mechinterp.sae.training import Trained, train
 MEASURED = Path(__file__).with_name("measured")
 LIBRARIES_FILE = MEASURED / "libraries.json"
 INTERVALS: tuple[Name, ...] = ("l0", "fvu", "gamma", "delta_loss", "loss_recovered")
-IN_MODEL = ("mlp", "resid", "attention")
-"""First words of the sweeps whose SAEs are put into the model, one pass each."""
 HeldOut = Site | Float[Tensor, "token d_in"]
 
 
@@ -111,10 +109,15 @@ def sweep_sites(trained: Trained) -> list[str]:
     return list(dict.fromkeys(spec.hook for spec in trained.specs))
 
 
-def held_out(hook: str, in_model: bool, *, scale: ScaleName, model: Any) -> HeldOut:
+def in_model(name: str) -> bool:
+    """Whether a sweep's SAEs are put into the model, one pass each, or measured on activations alone."""
+    return name.split()[0] in ("mlp", "resid", "attention")
+
+
+def held_out(hook: str, spliced: bool, *, scale: ScaleName, model: Any) -> HeldOut:
     """What SAEs are measured on: a site of the model, or activations alone where no cost is asked for."""
     rows = held_out_rows(model, scale)
-    if in_model:
+    if spliced:
         return site(model, rows, hook)
     x = activations(model, rows, [hook])[hook]
     return x[counted(model, rows).to(x.device)]
@@ -172,8 +175,7 @@ def export(scale: ScaleName, only: Sequence[str], model: Any, rows: Int[Tensor, 
     at = lru_cache(partial(held_out, scale=scale, model=model))
     for name in only:
         trained = run_sweep(name, scale, model, rows, out)
-        in_model = name.split()[0] in IN_MODEL
-        found[name] = summary(trained, model, {hook: at(hook, in_model) for hook in sweep_sites(trained)})
+        found[name] = summary(trained, model, {hook: at(hook, in_model(name)) for hook in sweep_sites(trained)})
         for folder, sae in examples(name, trained) if PLANS[scale].ships else ():
             save(sae, released.SHIPPED / PLANS[scale].model / folder, dtype=torch.float16)
         ordered = {name: found[name] for name in SWEEPS if name in found}
@@ -248,9 +250,9 @@ def by_library(kind: str, steps: int) -> dict[str, list[dict[str, Any]]]:
 
 def live(name: str, scale: ScaleName, model: Any, rows: Int[Tensor, "row pos"], out: Path) -> Measured:
     """A sweep trained and measured on the spot, for scales at which that takes seconds."""
-    trained, in_model = run_sweep(name, scale, model, rows, out), name.split()[0] in IN_MODEL
-    at = partial(held_out, in_model=in_model, scale=scale, model=model)
-    return Measured(**summary(trained, model, {hook: at(hook) for hook in sweep_sites(trained)}))
+    trained = run_sweep(name, scale, model, rows, out)
+    at = partial(held_out, scale=scale, model=model)
+    return Measured(**summary(trained, model, {hook: at(hook, in_model(name)) for hook in sweep_sites(trained)}))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
