@@ -27,7 +27,7 @@ SCRIPTS = {
 
 
 class Scoreboard(SphinxDirective):
-    """All claims and their verdicts, from the committed results; with `:small:` their counts and a dot for each."""
+    """All claims and their verdicts, from the committed results; with `:small:` counts and a line a chapter."""
 
     option_spec: ClassVar = {"small": directives.flag}
 

@@ -19,7 +19,7 @@ from mechinterp.claims import (
     write_results,
 )
 from mechinterp.claims.compare import spread
-from mechinterp.claims.scoreboard import board
+from mechinterp.claims.scoreboard import board, summary
 from mechinterp.stats import Estimate
 
 RESULTS = Results("ioi", "lab", "0.1.0", {"name": "lab", "sha256": "ab" * 32}, "cpu", 0, "2026-01-01", 9.5).with_entry(
@@ -151,6 +151,19 @@ def test_the_board_tells_the_truth_about_what_was_run(tmp_path):
     ]
     assert "1 not reproduced, 2 not asked here, 26 not run yet" in ioi.caption("lab")
     assert "abababababab, cpu, 2026-01-01" in ioi.caption("lab")
+
+
+@pytest.mark.parametrize(("missing", "shown"), [("lab", "laptop"), ("laptop", "lab"), (None, "laptop")])
+def test_the_small_board_shows_the_fullest_run_of_a_chapter_and_the_larger_of_two_alike(tmp_path, missing, shown):
+    for scale, model in (("lab", "lab"), ("laptop", "smollm2")):
+        results = dataclasses.replace(RESULTS, scale=scale, model=RESULTS.model | {"name": model}, claims={})
+        for claim in board(tmp_path, ["ioi"])[0].claims[int(scale == missing) :]:
+            results = results.with_entry(claim.id, RESULTS.claims["IOI-1"])
+        write_results(results, tmp_path)
+    assert board(tmp_path, ["ioi"])[0].fullest() == shown
+    html = summary(tmp_path, ["ioi"])
+    assert html.count('<span class="mi-dots"') == html.count('<div class="mi-part"') == 1
+    assert f"<b>{shown}</b><span" in html
 
 
 def test_a_scoreboard_is_of_a_folder_that_is_there(tmp_path):

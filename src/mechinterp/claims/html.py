@@ -137,10 +137,10 @@ STYLE = (
 .mi-close { float: right; margin: -.4em -.5em 0 .5em; padding: 0 .45em; font-size: 1.4em; line-height: 1.3;
   color: inherit; background: none; border: 1px solid transparent; border-radius: .25em; cursor: pointer; }
 .mi-close:hover, .mi-close:focus-visible { border-color: currentColor; }
-.mi-small .mi-part { padding: .2em 0; border-top: 1px solid var(--line); }
+.mi-small .mi-part { padding: .25em 0; border-top: 1px solid var(--line); line-height: 1.3;
+  display: grid; grid-template-columns: 10em 3.3em 1fr; gap: 0 .5em; align-items: center; }
 .mi-small .mi-part > a { text-decoration-color: var(--line); }
-.mi-small .mi-part > div { display: flex; gap: .5em; font-size: .92em; }
-.mi-small .mi-part b { font-weight: 400; min-width: 3.4em; }
+.mi-small .mi-part b { font-weight: 400; font-size: .92em; }
 .mi-small .mi-bars { margin-bottom: .4em; grid-template-columns: 4.2em 1fr; }
 .mi-dots { display: flex; flex-wrap: wrap; gap: 2px; align-content: center; }
 .mi-dots span { width: 1.35em; height: 1.35em; border-radius: .2em; font-size: .78em; line-height: 1.2;

@@ -52,6 +52,11 @@ class Chapter:
             return entry.verdict
         return "not asked here" if claim.why_not(scale) else "not run yet"
 
+    def fullest(self) -> Scale:
+        """The scale at which most claims have been run; of two alike, the one nearer to the paper's."""
+        run = {scale: sum(self.verdict(claim, scale) != "not run yet" for claim in self.claims) for scale in SHOWN}
+        return max(SHOWN, key=lambda scale: (self.runs[scale] is not None, run[scale], SHOWN.index(scale)))
+
     def caption(self, scale: Scale) -> str:
         """What was run, by whom, and how many claims got which verdict."""
         run = self.runs[scale]
@@ -110,7 +115,7 @@ def scoreboard(
 
 
 def summary(folder: Path | None = None, chapters: Sequence[str] | None = None, page: str = "scoreboard.html") -> str:
-    """The board in small: how many claims of each scale got which verdict, and a dot a claim of every run.
+    """The board in small: how many claims of each scale got which verdict, and a chapter's fullest run, a dot a claim.
 
     Args:
         folder, chapters: as `board`, with its errors.
@@ -118,8 +123,8 @@ def summary(folder: Path | None = None, chapters: Sequence[str] | None = None, p
     """
     parts = board(folder, chapters)
     rows = "".join(
-        f'<div class="mi-part"><a href="{escape(page, quote=True)}#board-{part.name}">{escape(part.title)}</a>'
-        f"{''.join(_dots(part, scale) for scale in SHOWN if part.runs[scale]) or '<div>not run yet</div>'}</div>"
+        f'<div class="mi-part"><a href="{escape(page, quote=True)}#board-{part.name}">'
+        f"{escape(part.title.split(' (')[0])}</a>{_dots(part, part.fullest())}</div>"
         for part in parts
     )
     return f'<style>{STYLE}</style><div class="mi-small">{_bars(parts)}{rows}</div>\n'
@@ -161,7 +166,7 @@ def _dots(part: Chapter, scale: Scale) -> str:
         for verdict in [part.verdict(claim, scale)]
     )
     told = escape(part.caption(scale), quote=True)
-    return f'<div><b>{scale}</b><span class="mi-dots" role="img" aria-label="{told}">{dots}</span></div>'
+    return f'<b>{scale}</b><span class="mi-dots" role="img" aria-label="{scale}: {told}">{dots}</span>'
 
 
 def _trained(claim: Claim, scale: Scale, verdict: str) -> bool:
