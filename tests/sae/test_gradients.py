@@ -40,6 +40,20 @@ def test_gradients_from_a_list_of_cells_are_those_of_autograd(kind: str, variant
         check(kind, variant, seed, 1, tokens)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10**6), n=st.integers(1, 3), tokens=st.integers(2, 9), share=st.sampled_from([0, 0.2, 0.7, 1])
+)
+@pytest.mark.parametrize("listed", [0.0, 1.0])
+@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.revived])
+def test_gradients_that_revive_are_those_of_autograd(
+    kind: str, listed: float, seed: int, n: int, tokens: int, share: float
+) -> None:
+    dead = torch.rand(n, 8, generator=torch.Generator().manual_seed(seed + 2)) < share
+    with patch.object(cells, "DENSEST", listed):
+        check(kind, "", seed, n if listed == 0 else 1, tokens, dead if listed == 0 else dead[:1])
+
+
 def whole(cells_: cells.Cells, f: Tensor, like: Tensor) -> Tensor:
     """Latents of a list of cells in their places, entry by entry."""
     if not isinstance(cells_, cells.Listed):
@@ -50,12 +64,12 @@ def whole(cells_: cells.Cells, f: Tensor, like: Tensor) -> Tensor:
     return out
 
 
-def check(kind: str, variant: str, seed: int, n: int, tokens: int) -> None:
+def check(kind: str, variant: str, seed: int, n: int, tokens: int, dead: Tensor | None = None) -> None:
     params = stack(kind, n, 5, 8, seed)
     g = torch.Generator().manual_seed(seed + 1)
     x = torch.randn(tokens, 5, generator=g, dtype=torch.float64)
     sparsity = torch.rand(n, generator=g, dtype=torch.float64)
-    options = {"k": 3, "bandwidth": 0.7, "variant": variant}
+    options = {"k": 3, "bandwidth": 0.7, "variant": variant, "dead": dead}
     leaves = {name: value.clone().requires_grad_(True) for name, value in params.items()}
     slow = loss(kind, leaves, x, sparsity, **options)
     slow.total.sum().backward()

@@ -45,16 +45,17 @@ def gradients(
     sparsity: Float[Tensor, " sae"],
     *,
     k: int = 0,
+    dead: Bool[Tensor, "sae d_sae"] | None = None,
     bandwidth: float = 0.01,
     variant: str = "",
     value: bool = False,
 ) -> Gradients:
-    """Gradients of `loss` without dead latents, in closed form: what a training step computes.
+    """Gradients of `loss` in closed form: what a training step computes.
 
     Args:
-        params, x, sparsity, k, bandwidth, variant: as of `loss`.
+        params, x, sparsity, k, dead, bandwidth, variant: as of `loss`.
         value: compute the penalty, too.
 
     Errors: `ValueError` for an unknown kind.
     """
-    return kind_named(kind).gradients(params, x, sparsity, Options(k, bandwidth, variant), value)
+    return kind_named(kind).gradients(params, x, sparsity, Options(k, bandwidth, variant, dead), value)

@@ -104,16 +104,11 @@ class _Stack:
 
     def backward(self, x: Tensor, sparsity: Tensor, config: Config, log: bool) -> tuple[Tensor, ...]:
         """Set the gradients; returns latents, tokens on which each is on, squared error and, where `log`, the loss."""
-        settings: dict[str, Any] = {
-            "k": self.specs[0].k or 0, "bandwidth": config.bandwidth, "variant": self.variant,
-        }  # fmt: skip
-        if self.any_dead and self.kind.revived:
-            dead = self.age >= config.dead_after
-            with torch.enable_grad():
-                result = loss(self.name, self.params, x, sparsity, dead=dead, **settings)
-                result.total.sum().backward()
-            return result.f, result.f.sign().sum(1), result.error, result.total.detach()
-        found = gradients(self.name, self.params, x, sparsity, value=log, **settings)
+        dead = self.age >= config.dead_after if self.any_dead and self.kind.revived else None
+        found = gradients(
+            self.name, self.params, x, sparsity,
+            k=self.specs[0].k or 0, dead=dead, bandwidth=config.bandwidth, variant=self.variant, value=log,
+        )  # fmt: skip
         for name, grad in found.grads.items():
             self.params[name].grad = grad
         total = found.error if found.penalty is None else found.error + found.penalty

@@ -133,7 +133,7 @@ class Kind:
     def gradients(
         self, p: Params, x: Float[Tensor, "token d_in"], sparsity: Float[Tensor, " sae"], o: Options, value: bool
     ) -> Gradients:
-        """Gradients of `loss` without dead latents; `value`: the penalty, too."""
+        """Gradients of `loss`; `value`: the penalty, too."""
         raise NotImplementedError
 
     def trained(self, p: Params) -> Params:

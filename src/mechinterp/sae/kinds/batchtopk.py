@@ -7,9 +7,9 @@ threshold is a moving average of the smallest latent that was on.
 import torch
 from torch import Tensor
 
-from mechinterp.sae.kinds.base import Gradients, Options, Params, error_of, inner, into_weights, where_on
-from mechinterp.sae.kinds.cells import where
-from mechinterp.sae.kinds.topk import TopK, keep_largest, variance
+from mechinterp.sae.kinds.base import Params
+from mechinterp.sae.kinds.cells import Cells, where
+from mechinterp.sae.kinds.topk import TopK, keep_largest
 
 
 class BatchTopK(TopK):
@@ -23,16 +23,11 @@ class BatchTopK(TopK):
         flat = f.flatten(-2)
         return keep_largest(flat, k * f.shape[-2]).view_as(f)
 
-    def gradients(self, p: Params, x: Tensor, sparsity: Tensor, o: Options, value: bool) -> Gradients:
-        """Of `loss` without AuxK."""
-        spread = variance(x)
-        f = self.largest(inner(p, x).relu_(), o.k)
+    def chosen(self, pre: Tensor, k: int) -> tuple[Cells, Tensor]:
+        """As of `TopK`."""
+        f = self.largest(pre.relu(), k)
         cells = where(f > 0)
-        f = cells.take(f)
-        e, error = error_of(p, f, x, cells)
-        d = where_on(cells.back(e, p["W_dec"]), f).div_(spread)
-        penalty = error / spread - error if value else None
-        return Gradients(into_weights(p, x, f, e.div_(spread), d, cells), error, f, penalty, cells)
+        return cells, cells.take(f)
 
     def level(self, old: Tensor, f: Tensor) -> Tensor:
         """The smallest latent that is on, in a moving average."""
