@@ -55,14 +55,15 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PIP) install -c requirements.lock -e '.[dev,bench]'
 	@touch $@
 
-peers: .venv-sae-lens/.installed .venv-dictionary-learning/.installed
+peers: .venv-sae-lens/.installed .venv-dictionary-learning/.installed .venv-tracr/.installed
 
 .venv-sae-lens/.installed: PINS = tests/sae/sae_lens.lock
 .venv-dictionary-learning/.installed: PINS = benchmarks/_peers/dictionary_learning.lock
+.venv-tracr/.installed: PINS = tests/rasp/tracr.lock
 .venv-%/.installed: install
 	@[ -f $@ ] && [ $@ -nt $(PINS) ] || { echo "== environment: $(@D)" && \
 	  $(BIN)/python -m venv $(@D) && \
-	  $(@D)/bin/python -m pip -q --disable-pip-version-check --no-input install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep -E '^torch==' $(PINS))" && \
+	  { ! grep -qE '^torch==' $(PINS) || $(@D)/bin/python -m pip -q --disable-pip-version-check --no-input install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep -E '^torch==' $(PINS))"; } && \
 	  $(@D)/bin/python -m pip -q --disable-pip-version-check --no-input install -r $(PINS) && \
 	  { $(@D)/bin/python -m pip -q uninstall -y torchvision 2>/dev/null; touch $@; }; } # nnsight's does not fit a CPU build
 
