@@ -30,8 +30,8 @@ INPUTS = {
     "sort_freq": [[1], [2, 4, 2, 1], [3, 4, 4]],
 }
 LAID_OUT_OTHERWISE = {"shuffle_dyck2"}
-"""Fewer layers, thresholds only where a result changes; the same directions at the end. At `<bos>` Tracr leaves what its
-maps of numbers write there; we take it back, since heads rely on `<bos>` having no value."""
+"""Fewer layers, thresholds only where a result changes; the same directions at the end. At `<bos>` Tracr leaves what
+its maps of numbers write there; we take it back, since heads rely on `<bos>` having no value."""
 NAMES = {"opposite+1": "opp_idx", "opposite": "opp_idx-1", "place": "target_pos", "key": "sequence_map", "-hist": "map"}
 NAMES |= {"is_(": "bools_open", "is_)": "bools_close", "share_is_(": "opens", "share_is_)": "closes"}
 
