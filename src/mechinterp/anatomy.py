@@ -69,7 +69,7 @@ class Layer:
         parallel: the MLP reads the same stream as the attention.
         scale: of the scores. `cap`: their soft cap. `window`: how many positions back, itself included, are seen.
         clip: bound on q, k and v. `q_norm`, `k_norm`: of each head, or (`joint`) of all heads together.
-        rotary: None for positions that are in the stream.
+        rotary: None for positions that are in the stream. `causal`: positions do not see later ones.
     """
 
     index: int
@@ -94,6 +94,7 @@ class Layer:
     k_norm: Norm
     joint: bool
     rotary: Rotary | None
+    causal: bool = True
 
     def kv(self, head: int) -> int:
         """Which of the shared keys and values a query head reads."""
@@ -145,6 +146,8 @@ class Layer:
 
     def hidden(self, distance: Tensor) -> Tensor:
         """Which keys a query cannot see, by how far back they are: later ones, and those before the window."""
+        if not self.causal:
+            return torch.zeros_like(distance, dtype=torch.bool)
         return distance < 0 if self.window is None else (distance < 0) | (distance >= self.window)
 
     def weigh(self, pattern: Tensor, v: Tensor) -> Tensor:
@@ -244,18 +247,27 @@ class Anatomy:
     position_table: Callable[[Tensor], Tensor] | None
 
     @classmethod
-    def of(cls, model: Any, length: int | None = None) -> "Anatomy":
+    def of(cls, model: Any, length: int | None = None, *, bidirectional: bool = False) -> "Anatomy":
         """The anatomy of a bridge, after its logits have been compared with the model's own.
 
         Made again, and compared again, whenever weights have changed; compared again for longer prompts (of `length`
         tokens), up to 128 tokens or what an attention window needs.
+
+        Args:
+            bidirectional: the caller can do with attention that is not causal; else such a model is refused.
 
         Errors: `ValueError` for a model with a part that is not described here, naming it; with hooks; in training
             mode; or with NaN in its output.
         """
         from mechinterp.architectures import known
 
-        return known(model, length)
+        anatomy = known(model, length)
+        if not bidirectional and not all(layer.causal for layer in anatomy.layers):
+            raise ValueError(
+                "this model has attention that is not causal, which is not supported here: this method takes what "
+                "comes before a change to be as it was"
+            )
+        return anatomy
 
     @cached_property
     def device(self) -> torch.device:

@@ -97,7 +97,6 @@ def _refuse(model: Any) -> None:
     first = model.blocks[0].submodules if len(model.blocks) else {}
     unsupported = {
         f"{positions} positions": positions not in ("standard", "rotary"),
-        "attention that is not causal": getattr(cfg, "attention_dir", "causal") != "causal",
         "an encoder": bool(getattr(config, "is_encoder_decoder", False)),
         f"rotary positions of the kind {', '.join(sorted(types))}, which depend on the prompt's length": any(
             "dynamic" in t or t == "longrope" for t in types
@@ -191,6 +190,7 @@ def _layer(model: Any, index: int, rotaries: dict[Any, Rotary]) -> Layer:
         k_norm=k_norm,
         joint=joint,
         rotary=_rotary(model, hf, config, index, q.weight.dtype, rotaries),
+        causal=getattr(model.cfg, "attention_dir", "causal") == "causal",
     )
 
 

@@ -1,0 +1,6 @@
+"""A model as a graph of senders and receivers, and passes with edges on and off."""
+
+from mechinterp.discovery.forward import patched_logits, said
+from mechinterp.discovery.graph import Edge, Graph, Receiver, Sender
+
+__all__ = ["Edge", "Graph", "Receiver", "Sender", "patched_logits", "said"]

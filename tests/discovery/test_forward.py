@@ -1,0 +1,149 @@
+"""Passes with edges on and off, against the model itself and against plain hooks on Hugging Face's own modules."""
+
+import pytest
+import torch
+from families import FAMILIES, HEADS, LAYERS, Raw, bridge
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mechinterp.anatomy import Anatomy
+from mechinterp.discovery import Edge, Graph, patched_logits, said
+from mechinterp.rasp import compile_program, programs
+
+
+def prompts(model, n=3, length=7):
+    generator = torch.Generator().manual_seed(1)
+    return (torch.randint(model.cfg.d_vocab, (n, length), generator=generator) for _ in range(2))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return request.param, bridge(request.param)
+
+
+def test_everything_on_is_the_model_and_everything_off_the_other_prompt(family):
+    _, model = family
+    clean, corrupt = prompts(model)
+    graph, elsewhere = Graph.of(model), said(model, corrupt)
+    on = patched_logits(model, clean, graph.mask, elsewhere)
+    torch.testing.assert_close(on, model(clean), atol=2e-4, rtol=1e-4)
+    off = patched_logits(model, clean, torch.zeros_like(graph.mask), elsewhere)
+    torch.testing.assert_close(off, model(corrupt), atol=2e-4, rtol=1e-4)
+    each = torch.stack([graph.mask, torch.zeros_like(graph.mask), graph.mask])
+    mixed = patched_logits(model, clean, each, elsewhere)
+    torch.testing.assert_close(mixed, torch.stack([on[0], off[1], on[2]]), atol=2e-4, rtol=1e-4)
+
+
+def test_what_is_said_adds_up_to_the_stream(family):
+    _, model = family
+    clean, _ = prompts(model)
+    anatomy, found = Anatomy.of(model), said(model, clean)
+    none = patched_logits(model, clean, torch.zeros_like(Graph.of(model).mask), None)
+    assert torch.isfinite(none).all(), "the biases alone"
+    if all(layer.o.bias is None and not layer.post1 for layer in anatomy.layers):
+        torch.testing.assert_close(anatomy.unembed(found.sum(2)), model(clean), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "edge", ["input→a1.1.q", "a0.1→a1.0.k", "m0→a1.1.v", "a0.0→m1", "m0→m1", "a1.1→logits", "m1→logits"]
+)
+def test_one_edge_off_is_what_hooks_say(family, edge):
+    """The message's change is added to the stream, what the receiver makes of it is recorded, and put into a run."""
+    name, model = family
+    raw, edge = Raw(name), Edge.parse(edge)
+    anatomy = Anatomy.of(model)
+    if edge.sender.kind == "head" and anatomy.layers[0].post1:
+        pytest.skip("a head's own message under a post norm takes the norm's scale as given")
+    graph = Graph.of(model)
+    group = edge.receiver.head * graph.n_kv_heads // HEADS
+    receiver = edge.receiver._replace(head=group) if edge.receiver.kind in ("k", "v") else edge.receiver
+    clean, corrupt = prompts(model)
+    on = graph.mask & ~graph.masked([edge._replace(receiver=receiver)])
+    ours = patched_logits(model, clean, on, said(model, corrupt))
+
+    here, there = raw.run(clean)[1], raw.run(corrupt)[1]
+    at, s = edge.receiver.layer, edge.sender
+    if s.kind == "input":
+        change = there["resid_pre", 0] - here["resid_pre", 0]
+    elif s.kind == "mlp":
+        change = there["mlp_out", s.layer] - here["mlp_out", s.layer]
+    else:
+        z = here["z", s.layer].clone()
+        z[:, :, s.head] = there["z", s.layer][:, :, s.head]
+        change = raw.run(clean, {("z", s.layer): lambda x: z})[1]["attn_out", s.layer] - here["attn_out", s.layer]
+    if edge.receiver.kind == "logits":
+        logits, _ = raw.run(clean, {("resid_pre", LAYERS): lambda x: x + change})
+    elif edge.receiver.kind == "mlp":
+        place = ("resid_pre", at) if raw.parallel else ("attn_out", at)
+        got = raw.run(clean, {place: lambda x: x + change})[1]["mlp_out", at]
+        logits, _ = raw.run(clean, {("mlp_out", at): lambda x: got})
+    else:
+        part = edge.receiver.kind
+        got = raw.run(clean, {("resid_pre", at): lambda x: x + change})[1][part, at]
+        heads = (
+            [edge.receiver.head] if part == "q" else [h for h in range(HEADS) if h * graph.n_kv_heads // HEADS == group]
+        )
+
+        def put(x):
+            x[:, :, heads] = got[:, :, heads]
+            return x
+
+        logits, _ = raw.run(clean, {(part, at): put})
+    ours, theirs = ours.log_softmax(-1), logits.log_softmax(-1)  # a bridge's unembedding may be centred
+    torch.testing.assert_close(ours, theirs, atol=5e-4, rtol=1e-3)
+    assert (ours - model(clean).log_softmax(-1)).abs().max() > 1e-3, "the edge matters"
+
+
+@settings(max_examples=20, deadline=None)
+@given(name=st.sampled_from(sorted(programs())), seed=st.integers(0, 10**6), causal=st.booleans())
+def test_compiled_programs_with_random_edges_are_what_a_plain_loop_says(name, seed, causal):
+    compiled = compile_program(**programs()[name], causal=causal)
+    graph, generator = Graph.of(compiled.model), torch.Generator().manual_seed(seed)
+    length = compiled.max_len
+    ids = torch.randint(len(compiled.vocabulary), (2, length), generator=generator)
+    clean, corrupt = (compiled.tokens([[compiled.vocabulary[i] for i in row]]) for row in ids.tolist())
+    mask = (torch.rand(graph.mask.shape, generator=generator) < 0.6) & graph.mask
+    ours = patched_logits(compiled.model, clean, mask, said(compiled.model, corrupt))
+    torch.testing.assert_close(ours[0], plainly(compiled, graph, mask, clean[0], corrupt[0]), atol=1e-4, rtol=1e-4)
+
+
+def plainly(compiled, graph, mask, clean, corrupt):
+    """Two runs side by side, receiver by receiver, from the weights alone."""
+    inner, cfg = compiled.model.original_model, compiled.model.cfg
+    weights = {name.replace("._original_component", ""): w for name, w in inner.state_dict().items()}
+    everything = torch.ones_like(mask)
+
+    def run(tokens, on, other):
+        told = [weights["tok_embed.weight"][tokens] + weights["pos.weight"][: len(tokens)]]
+
+        def hear(receiver):
+            column = [str(r) for r in graph.receivers].index(receiver)
+            return sum(x if on[i, column] else other[i] for i, x in enumerate(told))
+
+        for layer in range(cfg.n_layers):
+            heads = []
+            for h in range(cfg.n_heads):
+                rows = slice(h * cfg.d_head, (h + 1) * cfg.d_head)
+                q, k, v = (
+                    hear(f"a{layer}.{h}.{x}") @ weights[f"layers.{layer}.attn.{x}.weight"][rows].T for x in "qkv"
+                )
+                scores = q @ k.T / cfg.d_head**0.5
+                if compiled.causal:
+                    scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
+                heads.append(scores.softmax(-1) @ v @ weights[f"layers.{layer}.attn.o.weight"][:, rows].T)
+            told += heads
+            hidden = (hear(f"m{layer}") @ weights[f"layers.{layer}.mlp.fc_in.weight"].T).relu()
+            told.append(hidden @ weights[f"layers.{layer}.mlp.fc_out.weight"].T)
+        return told, hear("logits") @ weights["head.weight"].T
+
+    other, _ = run(corrupt, everything, None)
+    return run(clean, mask, other)[1]
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    model = bridge(next(iter(FAMILIES)))
+    graph, (clean, _) = Graph.of(model), prompts(model)
+    with pytest.raises(ValueError, match="the edges have the shape \\(2, 2\\); expected"):
+        patched_logits(model, clean, torch.ones(2, 2, dtype=torch.bool), None)
+    with pytest.raises(ValueError, match="what is said elsewhere has the shape"):
+        patched_logits(model, clean, graph.mask, said(model, clean[:, :4]))
