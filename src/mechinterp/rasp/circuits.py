@@ -1,0 +1,163 @@
+"""The circuit of a compiled program: which edges it needs, given what flows along the others.
+
+What a program needs depends on how the other edges are ablated. With `resample`, they carry what their senders say on
+another input: an edge whose message is the same on all inputs is not needed. With `mean` they carry its average, with
+`zero` nothing, so that constants are needed, too. There may be several minimal circuits: a uniform pattern, for one,
+results from a query of zero as well as from a key of zero.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from mechinterp.discovery import Edge, Graph, Receiver, Sender, patched_logits, said
+from mechinterp.rasp import weights
+from mechinterp.rasp.compiled import Compiled
+from mechinterp.rasp.language import Value
+from mechinterp.rasp.layout import Direction
+
+Ablation = Literal["resample", "mean", "zero"]
+MOST_FREE = 14
+"""Edges of which some circuits can do without: more would take too many circuits to try."""
+AT_ONCE = 2**16
+"""Rows of one pass."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a program needs.
+
+    Attributes:
+        needed: edges without which it goes wrong even if all others are on: part of every circuit.
+        circuits: all minimal ones, each with `needed`; a smaller set of edges goes wrong on some input.
+        inputs: on how many inputs (pairs of inputs for `resample`) each was tried.
+    """
+
+    needed: frozenset[Edge]
+    circuits: tuple[frozenset[Edge], ...]
+    inputs: int
+
+
+def dataflow(compiled: Compiled) -> list[Edge]:
+    """Edges along which anything flows: from a sender to all that read a direction that it writes."""
+    layout, graph = compiled.layout, Graph.of(compiled.model)
+    writes: dict[Sender, set[Direction]] = {Sender("input"): {d for d in layout.directions if _embedded(d)}}
+    reads: dict[Receiver, set[Direction]] = {Receiver("logits"): set(layout.of(compiled.program))}
+    for at, sop in compiled.heads.items():
+        terms = weights.head(layout, sop)
+        writes[Sender("head", *at)] = {d for row in terms.output for d in row}
+        for kind, rows in (("q", terms.query), ("k", terms.key), ("v", terms.value)):
+            reads[Receiver(kind, *at)] = {d for row in rows for d in row}  # type: ignore[arg-type]
+    for layer, sops in compiled.neurons.items():
+        cells = [neuron for sop in sops for neuron in weights.neurons(layout, sop, 100.0)]
+        writes[Sender("mlp", layer)] = {d for cell in cells for d in cell.write}
+        reads[Receiver("mlp", layer)] = {d for cell in cells for d in cell.read}
+    return [e for e in graph if writes.get(e.sender, set()) & reads.get(e.receiver, set())]
+
+
+def _embedded(direction: Direction) -> bool:
+    return direction.variable in ("tokens", "indices", "one")
+
+
+def truth(
+    compiled: Compiled,
+    ablation: Ablation,
+    inputs: Sequence[Sequence[Value]],
+    corrupted: Sequence[Sequence[Value]] | None = None,
+) -> Truth:
+    """The minimal circuits of a program, by trying them on all given inputs.
+
+    A circuit is right if the model, with its edges on and all others off, says on every input what it says with all on.
+    Edges along which nothing flows are left out from the start.
+
+    Args:
+        inputs: of one length; of every pair of an input and a corrupted one for `resample`.
+        corrupted: whose messages flow along edges that are off, or are averaged; by default the inputs.
+
+    Errors: `ValueError` for an unknown ablation, or where circuits can do without more than `MOST_FREE` edges; as of
+        `Compiled.tokens`.
+    """
+    if ablation not in get_args(Ablation):
+        raise ValueError(f"unknown ablation {ablation!r}; one of {', '.join(get_args(Ablation))}")
+    trial = _Trial.of(compiled, ablation, inputs, inputs if corrupted is None else corrupted)
+    flow = dataflow(compiled)
+    graph = trial.graph
+    every = graph.masked(flow)
+    without = torch.stack([every & ~graph.masked([e]) for e in flow])
+    right = trial.right(torch.cat([every[None], without]))
+    if not right[0]:
+        raise ValueError("the program needs an edge along which nothing flows: this compiled model has been changed")
+    needed = frozenset(e for e, ok in zip(flow, right[1:].tolist(), strict=True) if not ok)
+    free = [e for e in flow if e not in needed]
+    if len(free) > MOST_FREE:
+        raise ValueError(
+            f"circuits of this program can do without {len(free)} edges, each by itself "
+            f"({', '.join(map(str, free[:4]))}, …): 2^{len(free)} circuits are too many to try; "
+            "give inputs on which it has more to do"
+        )
+    found: list[frozenset[Edge]] = []
+    for size in range(len(free) + 1):
+        sets = [frozenset(c) for c in itertools.combinations(free, size) if not any(f <= frozenset(c) for f in found)]
+        for some in _parts(sets, 64):
+            masks = torch.stack([graph.masked(needed | c) for c in some])
+            found += [c for c, ok in zip(some, trial.right(masks).tolist(), strict=True) if ok]
+    return Truth(needed, tuple(needed | c for c in found), trial.size)
+
+
+def _parts(items: list[frozenset[Edge]], n: int) -> Iterator[list[frozenset[Edge]]]:
+    return (items[i : i + n] for i in range(0, len(items), n))
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """All inputs with what flows along edges that are off."""
+
+    compiled: Compiled
+    graph: Graph
+    tokens: Tensor
+    elsewhere: Tensor | None
+    pairs: Tensor
+    expected: list[list[Value]]
+
+    @classmethod
+    def of(
+        cls, compiled: Compiled, ablation: Ablation, inputs: Sequence[Sequence[Value]], other: Sequence[Sequence[Value]]
+    ) -> "_Trial":
+        tokens = compiled.tokens(inputs)
+        expected = compiled.decode(compiled.model(tokens))
+        elsewhere = None if ablation == "zero" else said(compiled.model, compiled.tokens(other))
+        if elsewhere is not None and ablation == "mean":
+            elsewhere = elsewhere.mean(0, keepdim=True)
+        n = 1 if elsewhere is None else len(elsewhere)
+        pairs = torch.cartesian_prod(torch.arange(len(tokens)), torch.arange(n))
+        return cls(compiled, Graph.of(compiled.model), tokens, elsewhere, pairs, expected)
+
+    @property
+    def size(self) -> int:
+        return len(self.pairs)
+
+    def right(self, masks: Bool[Tensor, "circuit sender receiver"]) -> Bool[Tensor, " circuit"]:
+        """Which circuits are right on all inputs; those that failed once are not tried further."""
+        alive = torch.ones(len(masks), dtype=torch.bool)
+        step = max(1, AT_ONCE // len(masks) // self.tokens.shape[1])
+        for some in self.pairs.split(step):
+            rows = alive.nonzero()[:, 0]
+            if not len(rows):
+                break
+            here = torch.cartesian_prod(rows, torch.arange(len(some)))
+            x, other = some[here[:, 1]].unbind(-1)
+            elsewhere = None if self.elsewhere is None else self.elsewhere[other]
+            logits = patched_logits(self.compiled.model, self.tokens[x], masks[here[:, 0]], elsewhere)
+            same = self._same(self.compiled.decode(logits), [self.expected[i] for i in x.tolist()])
+            alive[rows] &= torch.tensor(same).view(len(rows), -1).all(1)
+        return alive
+
+    def _same(self, ours: list[list[Value]], expected: list[list[Value]]) -> list[bool]:
+        if self.compiled.program.numerical:
+            return ((torch.tensor(ours) - torch.tensor(expected)).abs() < 0.02).all(-1).tolist()
+        return [one == two for one, two in zip(ours, expected, strict=True)]

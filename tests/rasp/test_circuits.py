@@ -1,0 +1,204 @@
+"""The circuits of compiled programs: against the literature's counts, and against the interpreter run on two inputs."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mechinterp.discovery import Graph, Receiver, Sender, patched_logits, said
+from mechinterp.rasp import (
+    Aggregate,
+    LinearSequenceMap,
+    Map,
+    SelectorWidth,
+    SequenceMap,
+    compile_program,
+    programs,
+    trace,
+)
+from mechinterp.rasp import library as lib
+from mechinterp.rasp.circuits import dataflow, truth
+from mechinterp.rasp.language import applied, number
+from mechinterp.rasp.layout import is_input
+
+LIBRARY = programs()
+
+
+def rows(compiled, length, n=3):
+    return list(itertools.product(compiled.vocabulary[:n], repeat=length))
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "resample", "zero"),
+    [("reverse", 3, 2, 10), ("frac_prevs", 3, 3, 5)],
+)
+def test_circuits_are_as_large_as_auto_circuit_says(name, length, resample, zero):
+    compiled = compile_program(**LIBRARY[name])
+    found = {a: truth(compiled, a, rows(compiled, length)) for a in ("resample", "zero")}
+    assert [[len(c) for c in found[a].circuits] for a in ("resample", "zero")] == [[resample], [zero]]
+    if name == "reverse":
+        assert {str(e) for e in found["resample"].needed} == {"input→a3.0.v", "a3.0→logits"}
+
+
+def test_a_pattern_that_is_uniform_needs_no_score():
+    """Queries of zero and keys of zero both select everything: length needs neither; its value and reader it needs."""
+    compiled = compile_program(**LIBRARY["length"])
+    found = truth(compiled, "zero", rows(compiled, 3))
+    assert [str(e) for e in sorted(found.needed)] == ["input→a0.0.v", "input→m0", "a0.0→m0", "m0→logits"]
+    assert truth(compiled, "resample", rows(compiled, 3)).circuits == (frozenset(),)
+    both = [[*x, *"ab"][:4] for x in rows(compiled, 2)]
+    assert truth(compiled, "mean", both).circuits == (frozenset(),)
+
+
+def test_the_truth_depends_on_what_is_corrupted():
+    """With positions as they are, hist cares for tokens; a corrupted input like the input leaves nothing to do."""
+    compiled = compile_program(**LIBRARY["hist"])
+    assert truth(compiled, "resample", ["aab"], ["aab"]).circuits == (frozenset(),)
+    renamed = truth(compiled, "resample", ["aab", "bba"], ["ccd", "ddc"])
+    assert renamed.circuits == (frozenset(),), "other tokens, the same counts"
+    moved = truth(compiled, "resample", ["aab", "bba"], ["abb", "baa"])
+    assert {"a0.0→m0", "m0→logits"} <= {str(e) for e in moved.circuits[0]}
+    assert len(truth(compiled, "resample", rows(compiled, 3)).needed) == 4
+
+
+def test_all_minimal_circuits_are_found():
+    """An OR gate: a flag that comes by two ways, one of them longer; either is enough."""
+    flag = (lib.tokens == "a").named("flag")
+    long_way = Map(lambda x: x, flag, name="long way", numerical=True)
+    either = LinearSequenceMap(flag.as_numerical(), long_way, 1, 1)
+    compiled = compile_program(Map(lambda x: x > 0.3, either), "ab", 2)
+    found = truth(compiled, "zero", rows(compiled, 2))
+    ways = [{str(e) for e in c - found.needed} for c in found.circuits]
+    assert ways == [{"m0→m2"}, {"m0→m1", "m1→m2"}]
+    assert {str(e) for e in found.needed} == {"input→m0", "m2→m3", "input→m3", "m3→logits"}
+
+
+def mixed(compiled, on, clean, corrupt):
+    """The program on one input, what flows along edges that are off coming from another: on values, without weights."""
+    layout, other = compiled.layout, trace(compiled.program, corrupt, causal=compiled.causal)
+    head_of = {id(sop): Sender("head", *head) for head, sop in compiled.heads.items()}
+    found, widths = {}, {}
+
+    def widths_of(sop, values):
+        n = len(values[0][0])
+        return [
+            sum(
+                all(s.holds(k[j], q[i]) for s, (k, q) in zip(sop.selector.selects, values, strict=True))
+                for j in range(n)
+                if not (compiled.causal and j > i)
+            )
+            for i in range(n)
+        ]  # fmt: skip
+
+    def sender(sop):
+        if is_input(sop):
+            return Sender("input")
+        return head_of[id(sop)] if isinstance(sop, Aggregate) else Sender("mlp", layout.half[sop] // 2)
+
+    def read(sop, receiver):
+        values = found[sop] if (sender(sop), receiver) in on else other[sop]
+        return [number(v) for v in values] if sop.numerical else values
+
+    for sop in layout.program:
+        n = len(clean)
+        if is_input(sop):
+            found[sop] = list(clean) if sop is lib.tokens else list(range(n))
+            continue
+        if isinstance(sop, Aggregate | SelectorWidth):
+            at = head_of[id(sop)]
+            q, k, v = (Receiver(x, at.layer, at.head) for x in "qkv")
+            pairs = [(read(s.keys, k), read(s.queries, q)) for s in sop.selector.selects]
+        if isinstance(sop, SelectorWidth):
+            widths[sop] = widths_of(sop, pairs)
+            heard = (head_of[id(sop)], Receiver("mlp", layout.half[sop] // 2)) in on
+            found[sop] = widths[sop] if heard else other[sop]
+            continue
+        if isinstance(sop, Aggregate):
+            values = read(sop.of, v)
+            out = []
+            for i in range(n):
+                here = [
+                    values[j] for j in range(n)
+                    if not (compiled.causal and j > i)
+                    and all(s.holds(a[j], b[i]) for s, (a, b) in zip(sop.selector.selects, pairs, strict=True))
+                ]  # fmt: skip
+                if not sop.numerical and len(set(here)) > 1:
+                    raise ValueError("two categories at once")
+                out.append(sum(here) / len(here) if here and sop.numerical else here[0] if here else None)
+        else:
+            at = Receiver("mlp", layout.half[sop] // 2)
+            ins = [read(x, at) for x in sop.inputs]
+            if isinstance(sop, LinearSequenceMap):
+                out = [number(sop.a) * x + number(sop.b) * y for x, y in zip(*ins, strict=True)]
+            else:
+                assert isinstance(sop, Map | SequenceMap)
+                out = [applied(sop.f, *x) for x in zip(*ins, strict=True)]
+        found[sop] = [float(v or 0) for v in out] if sop.numerical else out
+    return [float(x) if compiled.program.numerical else x for x in read(compiled.program, Receiver("logits"))]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    name=st.sampled_from(sorted(LIBRARY)), seed=st.integers(0, 10**6), causal=st.booleans(), keep=st.floats(0.3, 0.95)
+)
+def test_patched_programs_say_what_the_interpreter_says_on_two_inputs(name, seed, causal, keep):
+    compiled = compile_program(**LIBRARY[name], causal=causal)
+    graph, generator = Graph.of(compiled.model), torch.Generator().manual_seed(seed)
+    length = int(torch.randint(2, compiled.max_len + 1, (), generator=generator))
+    ids = torch.randint(len(compiled.vocabulary), (2, length), generator=generator)
+    clean, corrupt = ([compiled.vocabulary[i] for i in row] for row in ids.tolist())
+    on = (torch.rand(graph.mask.shape, generator=generator) < keep) & graph.mask
+    try:
+        expected = mixed(compiled, set(graph.edges(on)), clean, corrupt)
+    except ValueError:
+        return
+    elsewhere = said(compiled.model, compiled.tokens([corrupt]))
+    logits = patched_logits(compiled.model, compiled.tokens([clean]), on, elsewhere)
+    got = compiled.decode(logits)[0]
+    assert got == (pytest.approx(expected, abs=1e-3) if compiled.program.numerical else expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["reverse", "hist", "count", "frac_prevs", "pair_balance", "shift_by", "detect_pattern"]
+)
+def test_resampled_truth_is_the_interpreters(name):
+    """The minimal circuits by brute force on weights are minimal on values, too."""
+    compiled = compile_program(**LIBRARY[name])
+    inputs = rows(compiled, 3, 2 if name != "detect_pattern" else 3)
+    found = truth(compiled, "resample", inputs)
+    expected = {x: [*map(float, v)] if compiled.program.numerical else v
+                for x in inputs for v in [trace(compiled.program, x)[compiled.program]]}  # fmt: skip
+
+    def right(on):
+        return all(
+            mixed(compiled, on, x, y)
+            == (pytest.approx(expected[x], abs=1e-9) if compiled.program.numerical else expected[x])
+            for x in inputs
+            for y in inputs
+        )
+
+    assert found.circuits
+    for circuit in found.circuits:
+        assert right(circuit)
+        assert not any(right(circuit - {edge}) for edge in circuit)
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_everything_flows_along_the_dataflow(name):
+    """With all other edges carrying nothing, the program is as it was."""
+    compiled = compile_program(**LIBRARY[name])
+    graph, tokens = Graph.of(compiled.model), compiled.tokens([compiled.vocabulary[:2] * 2])
+    on = graph.masked(dataflow(compiled))
+    assert on.sum() < len(graph) or len(graph) < 7
+    ours = patched_logits(compiled.model, tokens, on, None)
+    torch.testing.assert_close(ours[:, 1:], compiled.model(tokens)[:, 1:], atol=1e-3, rtol=0)
+
+
+def test_what_has_no_truth_is_refused():
+    compiled = compile_program(**LIBRARY["hist"])
+    with pytest.raises(ValueError, match="unknown ablation 'noise'; one of resample, mean, zero"):
+        truth(compiled, "noise", ["ab"])
+    with pytest.raises(ValueError, match="'x' is not in the vocabulary"):
+        truth(compiled, "zero", ["ax"])
