@@ -46,7 +46,7 @@ def test_a_pattern_that_is_uniform_needs_no_score():
     """Queries of zero and keys of zero both select everything: length needs neither; its value and reader it needs."""
     compiled = compile_program(**LIBRARY["length"])
     found = truth(compiled, "zero", rows(compiled, 3))
-    assert [str(e) for e in sorted(found.needed)] == ["input→a0.0.v", "input→m0", "a0.0→m0", "m0→logits"]
+    assert {str(e) for e in found.needed} == {"input→a0.0.v", "input→m0", "a0.0→m0", "m0→logits"}
     assert truth(compiled, "resample", rows(compiled, 3)).circuits == (frozenset(),)
     both = [[*x, *"ab"][:4] for x in rows(compiled, 2)]
     assert truth(compiled, "mean", both).circuits == (frozenset(),)
@@ -58,6 +58,8 @@ def test_the_truth_depends_on_what_is_corrupted():
     assert truth(compiled, "resample", ["aab"], ["aab"]).circuits == (frozenset(),)
     renamed = truth(compiled, "resample", ["aab", "bba"], ["ccd", "ddc"])
     assert renamed.circuits == (frozenset(),), "other tokens, the same counts"
+    assert {str(e) for e in renamed.needed} == {"input→a0.0.q", "input→a0.0.k"}, "one by one, tokens no longer match"
+    assert renamed.exhaustive
     moved = truth(compiled, "resample", ["aab", "bba"], ["abb", "baa"])
     assert {"a0.0→m0", "m0→logits"} <= {str(e) for e in moved.circuits[0]}
     assert len(truth(compiled, "resample", rows(compiled, 3)).needed) == 4

@@ -22,9 +22,9 @@ from mechinterp.rasp.language import Value
 from mechinterp.rasp.layout import Direction
 
 Ablation = Literal["resample", "mean", "zero"]
-MOST_FREE = 14
-"""Edges of which some circuits can do without: more would take too many circuits to try."""
-AT_ONCE = 2**16
+MOST = 14
+"""Edges of which all subsets are tried."""
+AT_ONCE = 2**13
 """Rows of one pass."""
 
 
@@ -33,13 +33,16 @@ class Truth:
     """What a program needs.
 
     Attributes:
-        needed: edges without which it goes wrong even if all others are on: part of every circuit.
-        circuits: all minimal ones, each with `needed`; a smaller set of edges goes wrong on some input.
+        needed: edges without which it goes wrong if all others are on.
+        circuits: all minimal ones: no set of edges within one of them is right.
+        exhaustive: all sets of edges were tried. Else only those with everything in `needed`, and there may be others:
+            two edges can go wrong one by one and be right together, like the two sides of a comparison.
         inputs: on how many inputs (pairs of inputs for `resample`) each was tried.
     """
 
     needed: frozenset[Edge]
     circuits: tuple[frozenset[Edge], ...]
+    exhaustive: bool
     inputs: int
 
 
@@ -79,7 +82,7 @@ def truth(
         inputs: of one length; of every pair of an input and a corrupted one for `resample`.
         corrupted: whose messages flow along edges that are off, or are averaged; by default the inputs.
 
-    Errors: `ValueError` for an unknown ablation, or where circuits can do without more than `MOST_FREE` edges; as of
+    Errors: `ValueError` for an unknown ablation, or where more than `MOST` edges can be done without one by one; as of
         `Compiled.tokens`.
     """
     if ablation not in get_args(Ablation):
@@ -93,20 +96,21 @@ def truth(
     if not right[0]:
         raise ValueError("the program needs an edge along which nothing flows: this compiled model has been changed")
     needed = frozenset(e for e, ok in zip(flow, right[1:].tolist(), strict=True) if not ok)
-    free = [e for e in flow if e not in needed]
-    if len(free) > MOST_FREE:
+    exhaustive = len(flow) <= MOST
+    base = frozenset[Edge]() if exhaustive else needed
+    free = [e for e in flow if e not in base]
+    if len(free) > MOST:
         raise ValueError(
-            f"circuits of this program can do without {len(free)} edges, each by itself "
-            f"({', '.join(map(str, free[:4]))}, …): 2^{len(free)} circuits are too many to try; "
-            "give inputs on which it has more to do"
+            f"this program can do without any one of {len(free)} edges ({', '.join(map(str, free[:4]))}, …): "
+            f"2^{len(free)} sets of edges are too many to try; give inputs on which it has more to do"
         )
     found: list[frozenset[Edge]] = []
     for size in range(len(free) + 1):
         sets = [frozenset(c) for c in itertools.combinations(free, size) if not any(f <= frozenset(c) for f in found)]
-        for some in _parts(sets, 64):
-            masks = torch.stack([graph.masked(needed | c) for c in some])
+        for some in _parts(sets, 512):
+            masks = torch.stack([graph.masked(base | c) for c in some])
             found += [c for c, ok in zip(some, trial.right(masks).tolist(), strict=True) if ok]
-    return Truth(needed, tuple(needed | c for c in found), trial.size)
+    return Truth(needed, tuple(base | c for c in found), exhaustive, trial.size)
 
 
 def _parts(items: list[frozenset[Edge]], n: int) -> Iterator[list[frozenset[Edge]]]:
@@ -135,6 +139,7 @@ class _Trial:
             elsewhere = elsewhere.mean(0, keepdim=True)
         n = 1 if elsewhere is None else len(elsewhere)
         pairs = torch.cartesian_prod(torch.arange(len(tokens)), torch.arange(n))
+        pairs = pairs[torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))]
         return cls(compiled, Graph.of(compiled.model), tokens, elsewhere, pairs, expected)
 
     @property
@@ -143,9 +148,10 @@ class _Trial:
 
     def right(self, masks: Bool[Tensor, "circuit sender receiver"]) -> Bool[Tensor, " circuit"]:
         """Which circuits are right on all inputs; those that failed once are not tried further."""
-        alive = torch.ones(len(masks), dtype=torch.bool)
-        step = max(1, AT_ONCE // len(masks) // self.tokens.shape[1])
-        for some in self.pairs.split(step):
+        alive, at = torch.ones(len(masks), dtype=torch.bool), 0
+        while at < self.size:
+            n = max(1, AT_ONCE // int(alive.sum().clamp(min=1)) // self.tokens.shape[1])
+            some, at = self.pairs[at : at + n], at + n
             rows = alive.nonzero()[:, 0]
             if not len(rows):
                 break
