@@ -262,12 +262,17 @@ class Anatomy:
         from mechinterp.architectures import known
 
         anatomy = known(model, length)
-        if not bidirectional and not all(layer.causal for layer in anatomy.layers):
+        if not bidirectional and not anatomy.causal:
             raise ValueError(
                 "this model has attention that is not causal, which is not supported here: this method takes what "
                 "comes before a change to be as it was"
             )
         return anatomy
+
+    @cached_property
+    def causal(self) -> bool:
+        """Whether no position sees later ones, in any layer."""
+        return all(layer.causal for layer in self.layers)
 
     @cached_property
     def device(self) -> torch.device:

@@ -26,7 +26,7 @@ def _collect(
     batch_size: int,
 ) -> Float[Tensor, "layer prompt ..."]:
     """Run the model and keep `reduce(activation, prompts)` of one activation of `trace` in every layer."""
-    anatomy = check_tokens(model, tokens, batch_size)
+    anatomy = check_tokens(model, tokens, batch_size, bidirectional=True)
     columns = []
     for start in range(0, len(tokens), batch_size):
         part = slice(start, start + batch_size)
@@ -137,7 +137,7 @@ def direct_projection(
     The output is taken before b_O, and the final layer norm is left out, as in the paper. Under a post norm its scale
     is frozen.
     """
-    anatomy = check_tokens(model, tokens, batch_size, at)
+    anatomy = check_tokens(model, tokens, batch_size, at, bidirectional=True)
     at = at.to(anatomy.device)
     parts = written(anatomy, tokens, at, batch_size=batch_size)
     return parts.heads_along(anatomy, anatomy.directions(token_ids.to(anatomy.device)))

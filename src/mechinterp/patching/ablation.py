@@ -22,6 +22,7 @@ from mechinterp.patching.engine import (
     final_streams,
     pick,
     pick_columns,
+    reach,
     trace,
 )
 from mechinterp.patching.recording import Activations
@@ -61,7 +62,7 @@ def replace(
     >>> bool(data.logit_diff(logits).mean() < 0.5 * data.logit_diff(organism.model(data.tokens)).mean())
     True
     """
-    anatomy = check_tokens(model, tokens, batch_size, at)
+    anatomy = check_tokens(model, tokens, batch_size, at, bidirectional=True)
     at = at.to(tokens.device)
     heads, mlps, lead = _check_masks(anatomy, tokens, values, heads, mlps)
     streams = _streams(anatomy, tokens, values, heads, mlps, at, batch_size)
@@ -84,7 +85,7 @@ def replaced_metric(
 
     Errors: as `replace`, and `ValueError` for a metric that does not give one value a prompt.
     """
-    anatomy = check_tokens(model, tokens, batch_size, at)
+    anatomy = check_tokens(model, tokens, batch_size, at, bidirectional=True)
     at = at.to(tokens.device)
     heads, mlps, _ = _check_masks(anatomy, tokens, values, heads, None)
     streams = _streams(anatomy, tokens, values, heads, mlps, at, batch_size)
@@ -96,7 +97,7 @@ def _streams(
     anatomy: Anatomy, tokens: Tensor, values: Activations, heads: Tensor, mlps: Tensor, at: Tensor, batch_size: int
 ) -> Float[Tensor, "variant prompt d_model"]:
     """The final residual streams at `at`, block by block of prompts."""
-    length = int(at.max()) + 1
+    length = int(reach(anatomy, at, tokens.shape[1]).max()) + 1
     rows = min(len(tokens), batch_size)
     columns = []
     for some in torch.arange(len(tokens), device=tokens.device).split(rows):
@@ -140,14 +141,15 @@ def _replace(
     computed once a state; its states then split where the masks of their variants differ.
     """
     layers = anatomy.size.n_layers
-    reach = torch.arange(heads.shape[-1], device=at.device) <= at[:, None]  # prompt pos
-    touched = (heads.any(2) | mlps) & reach  # variant layer prompt pos
+    length = heads.shape[-1]
+    seen = torch.arange(length, device=at.device) <= reach(anatomy, at, length)[:, None]  # prompt pos
+    touched = (heads.any(2) | mlps) & seen  # variant layer prompt pos
     anywhere = touched.any(0)
     if not anywhere.any():
         return final_streams(anatomy, tokens, at).expand(len(heads), -1, -1)
     start = int(anywhere.any(-1).any(-1).nonzero()[0])
     columns = anywhere.any(0)
-    window = Window(torch.where(columns.any(-1), columns.int().argmax(-1), at), at)
+    window = Window.of(anatomy, torch.where(columns.any(-1), columns.int().argmax(-1), at), at, length)
     where = window.positions
     rows = torch.arange(len(at), device=at.device)[:, None]
     new_z, new_mlp = values.z[:, rows, where], values.mlp[:, rows, where]

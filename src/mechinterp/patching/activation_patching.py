@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from mechinterp.anatomy import Anatomy, Layer
 from mechinterp.patching.checks import Metric, check_pair, check_tokens, measure, refuse_shared_key
-from mechinterp.patching.engine import Cache, Keep, Window, final_streams, pick, resume, trace
+from mechinterp.patching.engine import Cache, Keep, Window, final_streams, pick, reach, resume, trace
 
 HeadNode = Literal["z", "q", "k", "v", "pattern"]
 Node = Literal["resid_pre", "resid_mid", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern"]
@@ -84,8 +84,8 @@ def activation_patch(
     >>> bool(swapped[0] < -0.9), bool(swapped[-1].abs() < 0.1)  # S2 matters early, and not once it has been read
     (True, True)
     """
-    anatomy = check_tokens(model, clean, batch_size, at)
-    check_tokens(model, corrupt, batch_size)
+    anatomy = check_tokens(model, clean, batch_size, at, bidirectional=True)
+    check_tokens(model, corrupt, batch_size, bidirectional=True)
     check_pair(clean, corrupt)
     if node not in get_args(Node):
         raise ValueError(f"node must be one of {', '.join(get_args(Node))}, not {node!r}")
@@ -97,8 +97,9 @@ def activation_patch(
             )
     at = at.to(clean.device)
     sets = _sets(clean, positions if isinstance(positions, str) else positions.to(clean.device))
-    length = int(at.max()) + 1
-    sets = sets[:, :, :length] & (torch.arange(length, device=at.device) <= at[:, None])
+    end = reach(anatomy, at, clean.shape[1])
+    length = int(end.max()) + 1
+    sets = sets[:, :, :length] & (torch.arange(length, device=at.device) <= end[:, None])
     rows = min(len(clean), batch_size)
     blocks = [
         _Prompts.of(anatomy, clean[some, :length], corrupt[some, :length], sets[:, some], at[some], node)
@@ -174,7 +175,8 @@ def _patch(
     clean, corrupt, at, layer = block.clean, block.corrupt, block.at, anatomy.layers[index]
     marked = block.sets[[s for s, _ in cells]]  # cell prompt pos
     anywhere = marked.any(0)
-    window = Window(torch.where(anywhere.any(-1), anywhere.int().argmax(-1), at), at)
+    first = torch.where(anywhere.any(-1), anywhere.int().argmax(-1), at)
+    window = Window.of(anatomy, first, at, marked.shape[-1])
     where = window.positions
     hit = marked[:, torch.arange(len(at), device=at.device)[:, None], where][..., None]  # cell prompt column 1
     x = pick(clean["resid_pre", index], where)

@@ -60,8 +60,13 @@ def check_tokens(
     batch_size: int,
     at: Int[Tensor, "..."] | None = None,
     name: str = "at",
+    *,
+    bidirectional: bool = False,
 ) -> Anatomy:
     """The model's anatomy, after refusing token batches and positions that do not fit it.
+
+    Args:
+        bidirectional: the method can do with attention that is not causal; else it is refused.
 
     Errors: `ValueError` for a model that `Anatomy.of` refuses, ids out of the vocabulary, prompts that are empty,
         padded on the left, longer than the context or on another device, or positions out of range.
@@ -80,7 +85,7 @@ def check_tokens(
             raise ValueError(f"{name} must hold one position a prompt, shape {(len(tokens),)}, got {tuple(at.shape)}")
         if not (int(at.min()) >= 0 and int(at.max()) < tokens.shape[1]):
             raise ValueError(f"{name} must lie in 0..{tokens.shape[1] - 1}, got {int(at.min())}..{int(at.max())}")
-    anatomy = Anatomy.of(model, tokens.shape[1])
+    anatomy = Anatomy.of(model, tokens.shape[1], bidirectional=bidirectional)
     if tokens.device != anatomy.device:
         raise ValueError(f"tokens are on {tokens.device}, the model is on {anatomy.device}: use tokens.to(...)")
     return anatomy

@@ -120,13 +120,13 @@ def direct_logit_attribution(
     >>> torch.allclose(parts.total(), data.logit_diff(organism.model(data.tokens)), atol=1e-3)
     True
     """
-    anatomy = check_tokens(model, tokens, batch_size, at)
+    anatomy = check_tokens(model, tokens, batch_size, at, bidirectional=True)
+    rows, bias, at = anatomy.unembedding.weight, anatomy.unembedding.bias, at.to(anatomy.device)
     for name, ids in (("right", right), ("wrong", wrong)):
         if ids is not None and ids.shape != tokens.shape[:1]:
             raise ValueError(f"{name} must hold one token id a prompt, shape {(len(tokens),)}, got {tuple(ids.shape)}")
-        if ids is not None and not (int(ids.min()) >= 0 and int(ids.max()) < anatomy.size.d_vocab):
-            raise ValueError(f"{name}: ids must lie in 0..{anatomy.size.d_vocab - 1}")
-    rows, bias, at = anatomy.unembedding.weight, anatomy.unembedding.bias, at.to(anatomy.device)
+        if ids is not None and not (int(ids.min()) >= 0 and int(ids.max()) < len(rows)):
+            raise ValueError(f"{name}: ids must lie in 0..{len(rows) - 1}")
     direction = rows[right] if wrong is None else rows[right] - rows[wrong]
     parts = written(anatomy, tokens, at, batch_size=batch_size)
     scale = anatomy.final.scale(parts.end)
@@ -168,7 +168,7 @@ def logit_lens(
     >>> lens.shape, torch.allclose(lens[-1], model(tokens)[:, 2], atol=1e-3)
     (torch.Size([6, 1, 8192]), True)
     """
-    anatomy = check_tokens(model, tokens, batch_size, at)
+    anatomy = check_tokens(model, tokens, batch_size, at, bidirectional=True)
     at = at.to(anatomy.device)
     layers = range(anatomy.size.n_layers + 1) if layers is None else layers
     for layer in layers:

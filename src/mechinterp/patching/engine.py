@@ -27,26 +27,42 @@ Edit = Callable[[int, str, Tensor, Int[Tensor, "prompt column"]], Tensor]
 
 @dataclass(frozen=True)
 class Window:
-    """Positions `first` to `last` of every prompt, as a rectangle; short rows repeat their last position."""
+    """Positions `first` to `last` of every prompt, as a rectangle; short rows repeat their last position.
+
+    `read`: the position whose final stream is wanted.
+    """
 
     first: Int[Tensor, " prompt"]
     last: Int[Tensor, " prompt"]
+    read: Int[Tensor, " prompt"]
+
+    @classmethod
+    def of(cls, anatomy: Anatomy, first: Tensor, at: Tensor, length: int) -> "Window":
+        """The positions that can differ from a clean pass and matter at `at`, if the first that changes is `first`."""
+        if anatomy.causal:
+            return cls(first, at, at)
+        return cls(torch.zeros_like(at), reach(anatomy, at, length), at)
 
     @property
     def end(self) -> Int[Tensor, "prompt 1"]:
-        """The column of the last position."""
-        return (self.last - self.first).clamp(min=0)[:, None]
+        """The column of the position that is read."""
+        return (self.read - self.first).clamp(min=0)[:, None]
 
     @property
     def columns(self) -> Int[Tensor, "prompt column"]:
         """0, 1, 2, … for every prompt."""
-        width = int(self.end.max()) + 1
+        width = int((self.last - self.first).clamp(min=0).max()) + 1
         return torch.arange(width, device=self.first.device).expand(len(self.first), -1)
 
     @property
     def positions(self) -> Int[Tensor, "prompt column"]:
         """The position of every column."""
-        return self.first[:, None] + torch.minimum(self.columns, self.end)
+        return torch.minimum(self.first[:, None] + self.columns, torch.maximum(self.first, self.last)[:, None])
+
+
+def reach(anatomy: Anatomy, at: Int[Tensor, " prompt"], length: int) -> Int[Tensor, " prompt"]:
+    """The last position that matters at `at`: itself, or the last of all where attention is not causal."""
+    return at if anatomy.causal else torch.full_like(at, length - 1)
 
 
 def pick(x: Float[Tensor, "prompt pos ..."], where: Int[Tensor, "prompt window"]) -> Float[Tensor, "prompt window ..."]:
@@ -193,7 +209,8 @@ def final_streams(
     anatomy: Anatomy, tokens: Int[Tensor, "prompt pos"], at: Int[Tensor, " prompt"]
 ) -> Float[Tensor, "prompt d_model"]:
     """The clean final residual stream at one position of every prompt."""
-    tokens, last = tokens[:, : int(at.max()) + 1], anatomy.size.n_layers - 1
+    end, last = reach(anatomy, at, tokens.shape[1]), anatomy.size.n_layers - 1
+    tokens = tokens[:, : int(end.max()) + 1]
     keep: Keep = lambda name, layer, x: x if (name, layer) == ("resid_pre", last) else None  # noqa: E731
     cache = trace(anatomy, tokens, keep, stop=last)
-    return resume(anatomy, cache, cache["resid_pre", last][None], Window(torch.zeros_like(at), at), layer=last)[0]
+    return resume(anatomy, cache, cache["resid_pre", last][None], Window(torch.zeros_like(at), end, at), layer=last)[0]

@@ -36,6 +36,7 @@ from mechinterp.patching.engine import (
     attend,
     pick,
     pick_columns,
+    reach,
     resume,
     trace,
 )
@@ -99,20 +100,20 @@ def path_patch(
     >>> organism.roles[strongest]
     'name mover'
     """
-    anatomy = check_tokens(model, clean, batch_size, at)
-    check_tokens(model, corrupt, batch_size)
+    anatomy = check_tokens(model, clean, batch_size, at, bidirectional=True)
+    check_tokens(model, corrupt, batch_size, bidirectional=True)
     check_pair(clean, corrupt)
     at = at.to(clean.device)
     heads = anatomy.size.heads if senders is None else sorted(set(check_heads(model, senders)))
     if not isinstance(receivers, str):
         receivers = check_receivers(model, anatomy, receivers)
         if receiver_positions is not None:
-            check_tokens(model, clean, batch_size, receiver_positions, "receiver_positions")
+            check_tokens(model, clean, batch_size, receiver_positions, "receiver_positions", bidirectional=True)
             receiver_positions = receiver_positions.to(clean.device)
         heads = [h for h in heads if h.layer < max(r.layer for r, _ in receivers)]
     elif receivers != "logits":
         raise ValueError(f"receivers must be 'logits' or a list of (head, 'q' | 'k' | 'v'), not {receivers!r}")
-    length = int(at.max()) + 1
+    length = int(reach(anatomy, at, clean.shape[1]).max()) + 1
     rows = min(len(clean), batch_size)
     blocks = []
     for some in torch.arange(len(clean), device=clean.device).split(rows):
@@ -224,9 +225,10 @@ def _to_inputs(
 ) -> Block:
     """Passes 2 and 3 for receivers that are inputs of heads."""
     layers = anatomy.size.n_layers
-    first = torch.zeros_like(at) if position is None else torch.minimum(position, at)
-    late = torch.zeros_like(at, dtype=torch.bool) if position is None else position > at
-    window = Window(first, at)
+    end = reach(anatomy, at, clean.shape[1])
+    first = torch.zeros_like(at) if position is None else torch.minimum(position, end)
+    late = torch.zeros_like(at, dtype=torch.bool) if position is None else position > end
+    window = Window.of(anatomy, first, at, clean.shape[1])
     span = window.positions
     where = span if position is None else first[:, None]
     places = {h.layer for h, _ in receivers}
@@ -251,7 +253,7 @@ def _to_inputs(
         if some is None:
             return unpatched[None]
         received = _received(anatomy, frozen, other, some, receivers, where)
-        final = _deliver(anatomy, base, received, len(some), window)
+        final = _deliver(anatomy, base, received, len(some), window, where[:, 0] - window.first)
         final[:, late] = unpatched[late]
         return final
 
@@ -276,9 +278,14 @@ def _received(
 
 
 def _deliver(
-    anatomy: Anatomy, base: Cache, received: dict[tuple[int, int, str], Tensor], senders: int, window: Window
+    anatomy: Anatomy,
+    base: Cache,
+    received: dict[tuple[int, int, str], Tensor],
+    senders: int,
+    window: Window,
+    column: Int[Tensor, " prompt"],
 ) -> Float[Tensor, "sender prompt d_model"]:
-    """Pass 3: the final stream with the received inputs in place, from the first receiver's layer on."""
+    """Pass 3: the final stream with the received inputs in place, from `column` and the first receiver's layer on."""
     start = min(layer for layer, _, _ in received)
     layer = anatomy.layers[start]
     every = list(range(layer.n_heads))
@@ -293,8 +300,9 @@ def _deliver(
             index = heads.index(head) if i == start else head
             width = new.shape[2]  # 1 with given positions, the window's otherwise
             old = x[: len(new), :, :, index]
-            hit = (columns < width)[None, :, :, None]
-            x[: len(new), :, :, index] = torch.where(hit, pick_columns(new, columns.clamp(max=width - 1)), old)
+            place = columns - column[:, None]
+            hit = ((place >= 0) & (place < width))[None, :, :, None]
+            x[: len(new), :, :, index] = torch.where(hit, pick_columns(new, place.clamp(0, width - 1)), old)
         return x
 
     last = start == anatomy.size.n_layers - 1

@@ -57,7 +57,7 @@ def value_biases(model: Any) -> Float[Tensor, "layer head d_head"]:
 
 def record(model: Any, tokens: Int[Tensor, "prompt pos"], *, batch_size: int = 64) -> Activations:
     """Head and MLP outputs of every prompt (the values of a resample ablation)."""
-    anatomy = check_tokens(model, tokens, batch_size)
+    anatomy = check_tokens(model, tokens, batch_size, bidirectional=True)
     sizes, (n, length) = anatomy.size, tokens.shape
     kind: dict[str, Any] = {"dtype": anatomy.dtype, "device": anatomy.device}
     z = torch.empty(sizes.n_layers, n, length, sizes.n_heads, sizes.d_head, **kind)
@@ -137,7 +137,7 @@ def logits_at(
 
     Errors: `ValueError` as in `replace`.
     """
-    anatomy = check_tokens(model, tokens, batch_size, at)
-    tokens, at = tokens[:, : int(at.max()) + 1], at.to(tokens.device)
+    anatomy = check_tokens(model, tokens, batch_size, at, bidirectional=True)
+    at = at.to(tokens.device)
     pairs = zip(tokens.split(batch_size), at.split(batch_size), strict=True)
     return torch.cat([anatomy.unembed(final_streams(anatomy, part, where)) for part, where in pairs])

@@ -318,7 +318,7 @@ def _rest(anatomy: Anatomy, hook: str, index: int, tokens: Tensor, at: Tensor, r
     seen = int(at.max())
 
     def run(prompts: Tensor, change: Tensor) -> Tensor:
-        window = Window(at[prompts], read[prompts])
+        window = Window(at[prompts], read[prompts], read[prompts])
         x = pick(cache["resid_pre", start][prompts], window.positions)
         if into is None:
             x[:, 0] = x[:, 0] + change
