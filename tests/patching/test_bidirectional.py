@@ -9,7 +9,7 @@ from torch import Tensor
 from mechinterp import patching
 from mechinterp.anatomy import Anatomy
 from mechinterp.heads import Head
-from mechinterp.models.handmade import tokenizer
+from mechinterp.models.handmade import native
 
 G = torch.Generator().manual_seed(0)
 CLEAN, CORRUPT = (torch.randint(1, 11, (4, 6), generator=G) for _ in range(2))
@@ -20,12 +20,17 @@ ROWS = torch.arange(4)
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    from transformer_lens.model_bridge.sources.native import boot
-
     shape = {"n_layers": 3, "n_heads": 2, "d_head": 5, "d_model": 16, "d_mlp": 12, "n_ctx": 8}
-    kind = {"act_fn": "relu", "normalization_type": None, "attention_dir": "bidirectional", "seed": 1}
-    config = shape | kind | {"d_vocab": 11, "d_vocab_out": 3, "initializer_range": 0.4}
-    return boot(config, tokenizer=tokenizer(["<bos>", *map(str, range(10))]), device="cpu").eval().requires_grad_(False)
+    shape |= {"d_vocab": 11, "d_vocab_out": 3, "attention_dir": "bidirectional"}
+    sizes = {"attn.q": (10, 16), "attn.k": (10, 16), "attn.v": (10, 16), "attn.o": (16, 10)}
+    sizes |= {"mlp.fc_in": (12, 16), "mlp.fc_out": (16, 12)}
+    sizes = {f"layers.{i}.{name}": size for i in range(3) for name, size in sizes.items()}
+    sizes |= {"tok_embed": (11, 16), "pos": (8, 16), "head": (3, 16)}
+    generator = torch.Generator().manual_seed(1)
+    weights = {f"{name}.weight": 0.4 * torch.randn(size, generator=generator) for name, size in sizes.items()}
+    weights |= {name: w / 2 for name, w in weights.items() if "attn.q" in name or "attn.k" in name}  # soft patterns
+    weights |= {f"layers.{i}.attn.o.bias": 0.4 * torch.randn(16, generator=generator) for i in range(3)}
+    return native(shape, weights, ["<bos>", *map(str, range(10))], name="bidirectional")
 
 
 def metric(logits: Tensor) -> Tensor:

@@ -130,6 +130,38 @@ def build(
     return to_bridge(model, tokenizer(vocabulary), name="organism", device="cpu")
 
 
+def native(
+    shape: Mapping[str, Any], weights: Mapping[str, Tensor], vocabulary: Sequence[str], *, name: str
+) -> "TransformerBridge":
+    """A bridge of TransformerLens' own architecture, without norms and with relu, from a dictionary of weights.
+
+    Weights that are not given are zero: `tok_embed`, `pos`, `head`, and of each layer `attn.q`, `attn.k`, `attn.v`,
+    `attn.o`, `mlp.fc_in`, `mlp.fc_out`, each [out in] under its name and `.weight`.
+
+    Args:
+        shape: sizes and switches of the bridge's config. `vocabulary`: words, one a token; the first is BOS.
+    """
+    from transformer_lens.config import TransformerBridgeConfig
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+    from transformer_lens.model_bridge.sources.native import NativeModel
+
+    architecture = "TransformerLensNative"
+    config = TransformerBridgeConfig.from_dict(
+        {**shape, "act_fn": "relu", "normalization_type": None, "architecture": architecture}
+    )
+    model = NativeModel(config)
+    model.load_state_dict({key: torch.zeros_like(old) for key, old in model.state_dict().items()} | dict(weights))
+    bridge = build_bridge_from_module(
+        model,
+        architecture=architecture,
+        tl_config=config,
+        tokenizer=tokenizer(vocabulary),
+        device="cpu",
+        model_name=name,
+    )
+    return bridge.eval().requires_grad_(False)
+
+
 def tokenizer(vocabulary: Sequence[str]):  # type: ignore[no-untyped-def]
     """One token per word of `vocabulary`, words separated by spaces; the first word is BOS."""
     from tokenizers import Tokenizer, models, pre_tokenizers

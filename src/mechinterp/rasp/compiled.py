@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -131,9 +131,7 @@ def _bridge(
     coldness: float | None,
     exactness: float,
 ) -> "TransformerBridge":
-    from transformer_lens.model_bridge.sources.native import boot
-
-    from mechinterp.models.handmade import tokenizer
+    from mechinterp.models.handmade import native
 
     made = {at: weights.head(layout, sop) for at, sop in heads.items()}
     cells = {
@@ -143,43 +141,37 @@ def _bridge(
     d_head = max([1, *(terms.width for terms in made.values())])
     cold = max(100.0, 20.0 * d_head**0.5) if coldness is None else coldness
     d_mlp = max([1, *map(len, cells.values())])
-    config = {
+    n_heads, D = max([1, *(h.head + 1 for h in heads)]), len(layout.directions)
+    shape = {
         "n_layers": layout.n_layers,
-        "d_model": len(layout.directions),
-        "n_heads": max([1, *(h.head + 1 for h in heads)]),
+        "d_model": D,
+        "n_heads": n_heads,
         "d_head": d_head,
         "d_mlp": d_mlp,
         "d_vocab": len(vocabulary) + 2,
         "d_vocab_out": len(out),
         "n_ctx": max_len + 1,
-        "act_fn": "relu",
-        "normalization_type": None,
         "attention_dir": "causal" if causal else "bidirectional",
-        "init_weights": False,
     }
-    model: Any = boot(config, tokenizer=tokenizer([BOS, PAD, *map(str, vocabulary)]), device="cpu", model_name="rasp")
     one = Direction(ONE)
-
-    def put(part: Any, terms: list[weights.Terms], rows: slice | None = None, *, columns: bool = False) -> None:
-        weight = part.original_component.weight
-        weight = weight.T if columns else weight
-        weight = weight if rows is None else weight[rows]
-        weight.copy_(weights.vectors(terms, layout, len(weight)))
-
-    with torch.no_grad():
-        for weight in model.original_model.parameters():
-            weight.zero_()
-        put(model.embed, [{Direction("tokens", v): 1.0, one: 1.0} for v in (BOS, PAD, *vocabulary)])
-        put(model.pos_embed, [{}, *({Direction("indices", i): 1.0} for i in range(max_len))])
-        put(model.unembed, [{d: 1.0} for d in out])
+    words = [{Direction("tokens", v): 1.0, one: 1.0} for v in (BOS, PAD, *vocabulary)]
+    places = [{}, *({Direction("indices", i): 1.0} for i in range(max_len))]
+    found = {
+        "tok_embed.weight": weights.vectors(words, layout, len(words)),
+        "pos.weight": weights.vectors(places, layout, len(places)),
+        "head.weight": weights.vectors([{d: 1.0} for d in out], layout, len(out)),
+    }
+    for layer in {h.layer for h in heads}:
+        parts = {name: torch.zeros(n_heads, d_head, D, dtype=torch.float64) for name in "qkvo"}
         for at, terms in made.items():
-            attn, rows = model.blocks[at.layer].attn, slice(at.head * d_head, (at.head + 1) * d_head)
-            put(attn.q, [{d: cold * c for d, c in row.items()} for row in terms.query], rows)
-            put(attn.k, terms.key, rows)
-            put(attn.v, terms.value, rows)
-            put(attn.o, terms.output, rows, columns=True)
-        for layer, found in cells.items():
-            mlp = model.blocks[layer].mlp.submodules
-            put(mlp["in"], [n.read for n in found])
-            put(mlp["out"], [n.write for n in found], columns=True)
-    return model.eval().requires_grad_(False)
+            if at.layer == layer:
+                query = [{d: cold * c for d, c in row.items()} for row in terms.query]
+                for name, rows in zip("qkvo", (query, terms.key, terms.value, terms.output), strict=True):
+                    parts[name][at.head] = weights.vectors(rows, layout, d_head)
+        for name, part in parts.items():
+            flat = part.flatten(0, 1)
+            found[f"layers.{layer}.attn.{name}.weight"] = flat.T if name == "o" else flat
+    for layer, some in cells.items():
+        found[f"layers.{layer}.mlp.fc_in.weight"] = weights.vectors([n.read for n in some], layout, d_mlp)
+        found[f"layers.{layer}.mlp.fc_out.weight"] = weights.vectors([n.write for n in some], layout, d_mlp).T
+    return native(shape, {k: w.float() for k, w in found.items()}, [BOS, PAD, *map(str, vocabulary)], name="rasp")
