@@ -3,6 +3,7 @@
 from mechinterp.rasp.compiled import Compiled, compile_program
 from mechinterp.rasp.language import (
     Aggregate,
+    Both,
     LinearSequenceMap,
     Map,
     Select,
@@ -15,11 +16,15 @@ from mechinterp.rasp.language import (
     tokens,
     trace,
 )
+from mechinterp.rasp.layout import Direction, Layout
 from mechinterp.rasp.library import programs
 
 __all__ = [
     "Aggregate",
+    "Both",
     "Compiled",
+    "Direction",
+    "Layout",
     "LinearSequenceMap",
     "Map",
     "SOp",

@@ -14,7 +14,7 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any, TypeVar
+from typing import Any
 
 Value = Any
 """Of a position: text, a number, a truth value, a tuple; anything that can be a key of a dictionary."""
@@ -30,7 +30,6 @@ COMPARISONS: dict[str, Predicate] = {
     "all": lambda key, query: True,
     "none": lambda key, query: False,
 }
-Self = TypeVar("Self", bound="SOp")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +44,11 @@ class SOp:
     name: str = field(default="", kw_only=True)
     numerical: bool = field(default=False, kw_only=True)
 
-    def named(self: Self, name: str) -> Self:
+    def named(self, name: str) -> "SOp":
         """The same operation under a name."""
         return replace(self, name=name)
 
-    def as_numerical(self: Self) -> Self:
+    def as_numerical(self) -> "SOp":
         """The same operation, encoded as a number in one direction."""
         return replace(self, numerical=True)
 
