@@ -154,6 +154,19 @@ class Layer:
         """z: the values weighed by the pattern, [... query head d_head]."""
         return torch.einsum("...hqk,...khd->...qhd", pattern, v)
 
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
+        """z from queries, keys and values that are `ready`, [... pos head d_head]; positions [pos]."""
+        unseen = self.hidden(positions[:, None] - positions)
+        pattern = self.scores(q, self.expand(k)).masked_fill(unseen, -torch.inf).softmax(-1)
+        return self.weigh(pattern, self.expand(v))
+
+    def heads(self, x: Tensor) -> Tensor:
+        """z from the stream before the layer, positions 0, 1, 2, …"""
+        positions = torch.arange(x.shape[-2], device=x.device)
+        normal = self.norm1(x)
+        q, k, v = (self.ready(name, self.project(name, normal), positions) for name in ("q", "k", "v"))
+        return self.attend(q, k, v, positions)
+
     def merge(self, z: Tensor) -> Tensor:
         """The sum of all heads' outputs and the bias, before `post1`."""
         return self.o(z.flatten(-2))
@@ -183,12 +196,7 @@ class Layer:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The plain forward pass: the next stream from x [... pos d_model], positions 0, 1, 2, …"""
-        positions = torch.arange(x.shape[-2], device=x.device)
-        normal = self.norm1(x)
-        q, k, v = (self.ready(name, self.project(name, normal), positions) for name in ("q", "k", "v"))
-        unseen = self.hidden(positions[:, None] - positions)
-        pattern = self.scores(q, self.expand(k)).masked_fill(unseen, -torch.inf).softmax(-1)
-        return self.after(x, self.weigh(pattern, self.expand(v)))
+        return self.after(x, self.heads(x))
 
     def weight(self, name: Input, head: int) -> Tensor:
         """[d_model d_head]: from the stream after `norm1` to a head's query, or to the key or value that it reads."""

@@ -82,9 +82,7 @@ def _pass(
     at = 1
     for i, layer in enumerate(anatomy.layers):
         q, k, v = (_inputs(layer, name, heard, positions) for name in ("q", "k", "v"))
-        unseen = layer.hidden(positions[:, None] - positions)
-        pattern = layer.scores(q, layer.expand(k)).masked_fill(unseen, -torch.inf).softmax(-1)
-        heads, bias = _heads(layer, layer.weigh(pattern, layer.expand(v)))
+        heads, bias = _heads(layer, layer.attend(q, k, v, positions))
         here[:, :, at : at + layer.n_heads] = heads
         if not layer.parallel:
             biases = biases + bias

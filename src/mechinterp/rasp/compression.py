@@ -178,13 +178,8 @@ class _Model:
         x = self.anatomy.embed(tokens)
         z = write(x if W is None else x.expand(len(W), *x.shape))
         said = []
-        positions = torch.arange(tokens.shape[-1])
         for layer in self.anatomy.layers:
-            x = read(z)
-            q, k, v = (layer.ready(n, layer.project(n, layer.norm1(x)), positions) for n in ("q", "k", "v"))
-            unseen = layer.hidden(positions[:, None] - positions)
-            pattern = layer.scores(q, layer.expand(k)).masked_fill(unseen, -torch.inf).softmax(-1)
-            said.append(layer.merge(layer.weigh(pattern, layer.expand(v))))
+            said.append(layer.merge(layer.heads(read(z))))
             z = z + write(said[-1])
             said.append(layer.mlp(read(z)))
             z = z + write(said[-1])
