@@ -4,6 +4,9 @@ One matrix W [d d_model] stands between the stream and everybody who uses it: wh
 stream z of d numbers, and what is read is Wᵀ z. The program's own weights stay as they are; W alone is trained, so that
 the outputs are right (output loss) and every head and MLP says what it says in the original (layer loss). With d below
 the number of variables some share a direction: superposition that nobody put there.
+
+The output loss is a squared error for categories, too. Their logits are 0 and 1, so that cross-entropy never stops
+asking for larger ones; a larger W moves every number past the steps of the neurons that read it.
 """
 
 import itertools
@@ -81,6 +84,7 @@ def train(
     *,
     lr: float = 1e-3,
     batch: int = 256,
+    total: int | None = None,
     layer_weight: float = 1.0,
     log_every: int = 100,
 ) -> Compression:
@@ -88,6 +92,7 @@ def train(
 
     Args:
         batch: random inputs of the longest length in a step. `layer_weight`: of the layer loss.
+        total: steps of the whole run, over which the learning rate falls to zero on a straight line; None: it stays.
 
     Errors: `ValueError` for a number that is not positive.
     """
@@ -113,6 +118,7 @@ def train(
         loss.sum().backward()
         assert W.grad is not None
         W.grad *= keep[..., None]
+        adam.param_groups[0]["lr"] = lr if total is None else lr * max(0.0, 1 - step / total)
         adam.step()
         adam.zero_grad()
         if (step + 1) % log_every == 0:
@@ -136,8 +142,7 @@ def quality(compiled: Compiled, W: Float[Tensor, "run d d_model"], tokens: Int[T
     expected = compiled.decode(logits)
     right = [[_agree(compiled, a, b) for a, b in zip(compiled.decode(run), expected, strict=True)] for run in ours]
     cosine = torch.stack([_cosine(a[:, :, 1:], b[:, 1:]) for a, b in zip(said, told, strict=True)], -1)
-    output = (ours - logits)[:, :, 1:].square().mean((1, 2, 3))
-    return Quality(output, _layer_loss(said, told), torch.tensor(right).mean(-1), cosine)
+    return Quality(model.output_loss(ours, logits), _layer_loss(said, told), torch.tensor(right).mean(-1), cosine)
 
 
 def _agree(compiled: Compiled, ours: list[object], expected: list[object]) -> float:
@@ -186,10 +191,5 @@ class _Model:
         return self.anatomy.read(read(z)), said
 
     def output_loss(self, ours: Tensor, logits: Tensor) -> Float[Tensor, " run"]:
-        """Cross-entropy with the original's category, or mean squared error of a number; `<bos>` left out."""
-        ours, logits = ours[:, :, 1:], logits[:, 1:]
-        if self.compiled.program.numerical:
-            return (ours - logits).square().mean((1, 2, 3))
-        target = logits.argmax(-1).expand(ours.shape[:-1])
-        losses = torch.nn.functional.cross_entropy(ours.flatten(0, -2), target.flatten(), reduction="none")
-        return losses.view(target.shape).mean((1, 2))
+        """Mean squared error of the logits; `<bos>`, whose output means nothing, left out."""
+        return (ours - logits)[:, :, 1:].square().mean((1, 2, 3))
