@@ -8,7 +8,7 @@ results from a query of zero as well as from a key of zero.
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -26,6 +26,10 @@ MOST = 14
 """Edges of which all subsets are tried."""
 AT_ONCE = 2**13
 """Rows of one pass."""
+ORDERS = 8
+"""In which edges are taken away where all sets of them are too many."""
+FEW = 128
+"""Inputs, or pairs of them, on which edges are taken away at first; what is found is tried on all."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,9 @@ class Truth:
         needed: edges without which it goes wrong if all others are on.
         circuits: all minimal ones: no set of edges within one of them is right.
         exhaustive: all sets of edges were tried. Else only those with everything in `needed`, and there may be others:
-            two edges can go wrong one by one and be right together, like the two sides of a comparison.
+            two edges can go wrong one by one and be right together, like the two sides of a comparison. Where even
+            those are too many, edges were taken away one by one in `ORDERS` random orders: then there may be smaller
+            ones, and those that are given are right and need each of their edges.
         inputs: on how many inputs (pairs of inputs for `resample`) each was tried.
     """
 
@@ -82,8 +88,7 @@ def truth(
         inputs: of one length; of every pair of an input and a corrupted one for `resample`.
         corrupted: whose messages flow along edges that are off, or are averaged; by default the inputs.
 
-    Errors: `ValueError` for an unknown ablation, or where more than `MOST` edges can be done without one by one; as of
-        `Compiled.tokens`.
+    Errors: `ValueError` for an unknown ablation; as of `Compiled.tokens`.
     """
     if ablation not in get_args(Ablation):
         raise ValueError(f"unknown ablation {ablation!r}; one of {', '.join(get_args(Ablation))}")
@@ -100,10 +105,7 @@ def truth(
     base = frozenset[Edge]() if exhaustive else needed
     free = [e for e in flow if e not in base]
     if len(free) > MOST:
-        raise ValueError(
-            f"this program can do without any one of {len(free)} edges ({', '.join(map(str, free[:4]))}, …): "
-            f"2^{len(free)} sets of edges are too many to try; give inputs on which it has more to do"
-        )
+        return Truth(needed, _reduced(trial, every, free), exhaustive, trial.size)
     found: list[frozenset[Edge]] = []
     for size in range(len(free) + 1):
         sets = [frozenset(c) for c in itertools.combinations(free, size) if not any(f <= frozenset(c) for f in found)]
@@ -111,6 +113,26 @@ def truth(
             masks = torch.stack([graph.masked(base | c) for c in some])
             found += [c for c, ok in zip(some, trial.right(masks).tolist(), strict=True) if ok]
     return Truth(needed, tuple(base | c for c in found), exhaustive, trial.size)
+
+
+def _reduced(trial: "_Trial", every: Tensor, free: list[Edge]) -> tuple[frozenset[Edge], ...]:
+    """Circuits that are right and need each of their edges: found on some inputs, and tried on all."""
+    graph, generator = trial.graph, torch.Generator().manual_seed(0)
+    single = torch.stack([graph.masked([e]) for e in free])
+    few = FEW
+    while True:
+        some = replace(trial, pairs=trial.pairs[:few])
+        masks, changed = every.expand(ORDERS, *every.shape).clone(), True
+        while changed:
+            before = masks.clone()
+            for row in torch.stack([torch.randperm(len(free), generator=generator) for _ in masks], 1):
+                less = masks & ~single[row]
+                masks = torch.where(some.right(less)[:, None, None], less, masks)
+            masks, changed = masks.unique(dim=0), not torch.equal(before, masks)
+        if few >= trial.size or trial.right(masks).all():
+            found = [frozenset(graph.edges(mask)) for mask in masks]
+            return tuple(sorted(found, key=lambda circuit: (len(circuit), sorted(map(str, circuit)))))
+        few *= 4
 
 
 def _parts(items: list[frozenset[Edge]], n: int) -> Iterator[list[frozenset[Edge]]]:
@@ -126,14 +148,14 @@ class _Trial:
     tokens: Tensor
     elsewhere: Tensor | None
     pairs: Tensor
-    expected: list[list[Value]]
+    expected: Tensor
 
     @classmethod
     def of(
         cls, compiled: Compiled, ablation: Ablation, inputs: Sequence[Sequence[Value]], other: Sequence[Sequence[Value]]
     ) -> "_Trial":
         tokens = compiled.tokens(inputs)
-        expected = compiled.decode(compiled.model(tokens))
+        expected = compiled.answers(compiled.model(tokens))
         elsewhere = None if ablation == "zero" else said(compiled.model, compiled.tokens(other))
         if elsewhere is not None and ablation == "mean":
             elsewhere = elsewhere.mean(0, keepdim=True)
@@ -159,11 +181,6 @@ class _Trial:
             x, other = some[here[:, 1]].unbind(-1)
             elsewhere = None if self.elsewhere is None else self.elsewhere[other]
             logits = patched_logits(self.compiled.model, self.tokens[x], masks[here[:, 0]], elsewhere)
-            same = self._same(self.compiled.decode(logits), [self.expected[i] for i in x.tolist()])
-            alive[rows] &= torch.tensor(same).view(len(rows), -1).all(1)
+            same = ((self.compiled.answers(logits) - self.expected[x]).abs() < 0.02).all(-1)
+            alive[rows] &= same.view(len(rows), -1).all(1)
         return alive
-
-    def _same(self, ours: list[list[Value]], expected: list[list[Value]]) -> list[bool]:
-        if self.compiled.program.numerical:
-            return ((torch.tensor(ours) - torch.tensor(expected)).abs() < 0.02).all(-1).tolist()
-        return [one == two for one, two in zip(ours, expected, strict=True)]

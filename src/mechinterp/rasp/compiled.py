@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +26,7 @@ class Compiled:
         vocabulary: the input values, in order of their ids from 2. `max_len`: of an input, without `<bos>`.
         layout: what every direction of the stream means.
         heads, neurons: which S-op each head computes, and each layer's MLP.
+        weights: the model's state dict, as it was made.
     """
 
     program: SOp
@@ -36,6 +37,7 @@ class Compiled:
     layout: Layout
     heads: dict[Head, SOp]
     neurons: dict[int, tuple[SOp, ...]]
+    weights: dict[str, Tensor]
 
     def tokens(self, inputs: Sequence[Sequence[Value]]) -> Int[Tensor, "input pos"]:
         """Ids of inputs of one length, each after `<bos>`.
@@ -62,15 +64,19 @@ class Compiled:
 
     def decode(self, logits: Float[Tensor, "input pos d_vocab_out"]) -> list[list[Value]]:
         """Values from logits: at each position after `<bos>` the number, or the largest category if it is above 1/2."""
+        found = self.answers(logits)
+        if self.program.numerical:
+            return found.tolist()
+        values = (*self.layout.values[self.program], None)
+        return [[values[i] for i in row] for row in found.long().tolist()]
+
+    def answers(self, logits: Float[Tensor, "input pos d_vocab_out"]) -> Float[Tensor, "input pos"]:
+        """What `decode` says as numbers: of a category its place among the output's values, -1 for none."""
         logits = logits[:, 1:]
         if self.program.numerical:
-            return logits[..., 0].tolist()
-        values = self.layout.values[self.program]
+            return logits[..., 0]
         top = logits.max(-1)
-        return [
-            [values[i] if score > 0.5 else None for i, score in zip(ids, scores, strict=True)]
-            for ids, scores in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        ]
+        return torch.where(top.values > 0.5, top.indices, -1).to(logits)
 
     def read(self, stream: Float[Tensor, " d_model"], *, above: float = 0.01) -> dict[str, float]:
         """What a vector of the stream says, by the names of its directions."""
@@ -117,11 +123,14 @@ def compile_program(
         if not isinstance(sop, Aggregate):
             layer = layout.half[sop] // 2
             neurons[layer] = (*neurons.get(layer, ()), sop)
-    model = _bridge(layout, heads, neurons, vocabulary, max_len, causal, coldness, exactness)
-    return Compiled(program, model, vocabulary, max_len, causal, layout, heads, neurons)
+    shape, made = _weights(layout, heads, neurons, vocabulary, max_len, causal, coldness, exactness)
+    from mechinterp.models.handmade import native
+
+    model = native(shape, made, [BOS, PAD, *map(str, vocabulary)], name="rasp")
+    return Compiled(program, model, vocabulary, max_len, causal, layout, heads, neurons, made)
 
 
-def _bridge(
+def _weights(
     layout: Layout,
     heads: dict[Head, SOp],
     neurons: dict[int, tuple[SOp, ...]],
@@ -130,9 +139,8 @@ def _bridge(
     causal: bool,
     coldness: float | None,
     exactness: float,
-) -> "TransformerBridge":
-    from mechinterp.models.handmade import native
-
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The shape of the model, and its state dict."""
     made = {at: weights.head(layout, sop) for at, sop in heads.items()}
     cells = {
         layer: [n for sop in sops for n in weights.neurons(layout, sop, exactness)] for layer, sops in neurons.items()
@@ -174,4 +182,4 @@ def _bridge(
     for layer, some in cells.items():
         found[f"layers.{layer}.mlp.fc_in.weight"] = weights.vectors([n.read for n in some], layout, d_mlp)
         found[f"layers.{layer}.mlp.fc_out.weight"] = weights.vectors([n.write for n in some], layout, d_mlp).T
-    return native(shape, {k: w.float() for k, w in found.items()}, [BOS, PAD, *map(str, vocabulary)], name="rasp")
+    return shape, {k: w.float() for k, w in found.items()}

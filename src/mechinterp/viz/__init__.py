@@ -3,6 +3,7 @@
 from mechinterp.viz.attention import AttentionView, attention
 from mechinterp.viz.explorer import Menu, TokenExplorer, menu, token_explorer
 from mechinterp.viz.figure import Figure
+from mechinterp.viz.machine import Machines, machines
 from mechinterp.viz.plots import (
     attention_map,
     bars,
@@ -18,6 +19,7 @@ from mechinterp.viz.plots import (
 __all__ = [
     "AttentionView",
     "Figure",
+    "Machines",
     "Menu",
     "TokenExplorer",
     "attention",
@@ -27,6 +29,7 @@ __all__ = [
     "curves",
     "head_map",
     "histogram",
+    "machines",
     "menu",
     "moving_points",
     "scatter",
