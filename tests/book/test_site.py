@@ -1,6 +1,7 @@
 """The built site in headless Chromium with the network off: every page, both themes, laptop, tablet and phone."""
 
 import json
+import random
 from typing import Any
 
 import pytest
@@ -86,6 +87,7 @@ def test_page(browser: Any, server: str, path: str, width: int, theme: str) -> N
         ("04_grokking_efficiency", 10, 0, 13),
         ("05_attention_output_saes", 10, 0, 11),
         ("06_gated_vs_jumprelu", 12, 0, 24),
+        ("07_compiled_transformers", 5, 0, 15),
     ],
 )
 def test_a_chapter_has_its_figures_links_and_no_failed_cell(
@@ -234,6 +236,35 @@ def test_the_embedding_s_circle_plays(browser: Any, server: str) -> None:
         assert visit.errors == []
     finally:
         visit.page.close()
+
+
+def test_compiled_programs_run_in_the_page(visit) -> None:
+    """What the page's own forward pass says is what the interpreter says; clicking changes the input."""
+    from mechinterp.rasp import evaluate, programs
+
+    opened = visit("chapters/07_compiled_transformers.html")
+    page = opened.page
+    answers = "([name, words]) => document.querySelector('.mi-machine').answers(name, words)"
+    draw = random.Random(0)
+    for name, spec in programs().items():
+        for _ in range(10):
+            row = [draw.choice(spec["vocabulary"]) for _ in range(draw.randint(1, spec["max_len"]))]
+            told, wanted = page.evaluate(answers, [name, [str(x) for x in row]]), evaluate(spec["program"], row)
+            if spec["program"].numerical:
+                assert [float(x) for x in told] == pytest.approx(wanted, abs=1e-3), (name, row)
+            else:
+                assert told == ["" if x is None else str(x) for x in wanted], (name, row)
+    machine = page.locator(".mi-machine")
+    machine.locator("select").select_option("reverse")
+    last_row = machine.locator("[data-part=stream] tr").last
+    assert last_row.locator("td").all_inner_texts()[2:] == ["a", "d", "c", "b", "a"]
+    machine.locator("[data-part=input] button").first.click()
+    assert last_row.locator("td").all_inner_texts()[2:] == ["a", "d", "c", "b", "b"]
+    machine.locator("[data-part=fewer]").click()
+    assert last_row.locator("td").all_inner_texts()[2:] == ["d", "c", "b", "b"]
+    machine.locator("[data-part=stream] button").first.click()
+    assert "computes length" in machine.locator("[data-part=who]").inner_text()
+    assert opened.errors == []
 
 
 def test_search_finds_a_word(browser: Any, server: str) -> None:

@@ -19,7 +19,7 @@ from mechinterp.rasp import (
     trace,
 )
 from mechinterp.rasp import library as lib
-from mechinterp.rasp.circuits import dataflow, truth
+from mechinterp.rasp.circuits import dataflow, truth, works
 from mechinterp.rasp.language import applied, number
 from mechinterp.rasp.layout import is_input
 
@@ -196,6 +196,30 @@ def test_everything_flows_along_the_dataflow(name):
     assert on.sum() < len(graph) or len(graph) < 7
     ours = patched_logits(compiled.model, tokens, on, None)
     torch.testing.assert_close(ours[:, 1:], compiled.model(tokens)[:, 1:], atol=1e-3, rtol=0)
+
+
+def test_circuits_of_many_edges_are_found_by_taking_edges_away():
+    """Beyond `MOST` edges: right on all inputs, and wrong without any one edge; the same as by trying all sets."""
+    compiled = compile_program(**LIBRARY["shuffle_dyck"])
+    inputs = rows(compiled, 4)
+    for ablation in ("mean", "zero"):
+        found = truth(compiled, ablation, inputs)
+        assert not found.exhaustive
+        for circuit in found.circuits:
+            less = [circuit - {edge} for edge in circuit]
+            assert works(compiled, ablation, [circuit, *less], inputs).tolist() == [True] + [False] * len(less)
+
+
+def test_taking_edges_away_finds_what_trying_all_sets_finds(monkeypatch):
+    compiled = compile_program(**LIBRARY["pair_balance"])
+    all_sets = {a: truth(compiled, a, rows(compiled, 2)) for a in ("resample", "zero")}
+    monkeypatch.setattr("mechinterp.rasp.circuits.MOST", 0)
+    for ablation, expected in all_sets.items():
+        found = truth(compiled, ablation, rows(compiled, 2))
+        assert expected.exhaustive
+        assert not found.exhaustive
+        assert set(found.circuits) <= set(expected.circuits)
+        assert found.needed == expected.needed
 
 
 def test_what_has_no_truth_is_refused():

@@ -27,18 +27,6 @@ from mechinterp.rasp import (
 from mechinterp.rasp import library as lib
 
 LIBRARY = programs()
-SIZES = {
-    "length": (19, 1, 1, 6, 12),
-    "hist": (19, 1, 1, 6, 12),
-    "count": (18, 1, 1, 5, 12),
-    "frac_prevs": (14, 2, 1, 7, 1),
-    "pair_balance": (17, 2, 2, 7, 4),
-    "sort_unique": (21, 2, 1, 6, 10),
-    "sort": (37, 3, 1, 18, 16),
-    "reverse": (43, 4, 1, 12, 30),
-    "sort_freq": (52, 5, 1, 22, 20),
-}
-"""D, layers, heads, key size, MLP width that Tracr gives these (measured); shuffle_dyck2 is laid out otherwise."""
 
 
 def inputs(compiled: Compiled, most: int = 2000):
@@ -90,8 +78,8 @@ def test_the_library_is_exact_on_all_inputs(name):
     n = sum(len(compiled.vocabulary) ** k for k in range(1, compiled.max_len + 1))
     assert check(compiled) == n
     cfg = compiled.model.cfg
-    if name in SIZES:
-        assert (cfg.d_model, cfg.n_layers, cfg.n_heads, cfg.d_head, cfg.d_mlp) == SIZES[name]
+    if name in lib.TRACR:
+        assert (cfg.d_model, cfg.n_layers, cfg.n_heads, cfg.d_head, cfg.d_mlp) == lib.TRACR[name]
 
 
 @pytest.mark.parametrize("name", ["hist", "frac_prevs", "shift_by", "detect_pattern", "sort_unique"])

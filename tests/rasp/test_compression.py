@@ -21,6 +21,21 @@ def test_a_rotation_of_the_stream_changes_nothing(name):
     torch.testing.assert_close(found.cosine, torch.ones_like(found.cosine), atol=1e-3, rtol=0)
 
 
+def test_the_cosine_is_that_of_a_whole_half_layer():
+    """frac_prevs' MLP writes one number: position by position its cosine is 1 whatever is written."""
+    tokens, half = all_inputs(FRAC, 3), torch.eye(14)
+    flag = FRAC.layout.directions.index(("is_a", None))
+    half[flag] *= 2**-0.5
+    found = quality(FRAC, half[None], tokens)
+    assert found.cosine[0, 1].item() == pytest.approx(1, abs=1e-5), "a half of the number is written everywhere"
+    shares = torch.tensor(FRAC.decode(FRAC.model(tokens)))
+    shifted = torch.eye(14)
+    shifted[flag, FRAC.layout.directions.index(("one", None))] = 1.0
+    other = quality(FRAC, shifted[None], tokens)
+    assert other.cosine[0, 2] < 0.99
+    assert shares.std() > 0
+
+
 def test_a_stream_of_nothing_says_nothing():
     found = quality(FRAC, torch.zeros(1, 3, 14), all_inputs(FRAC, 3))
     shares = FRAC.decode(FRAC.model(all_inputs(FRAC, 3)))

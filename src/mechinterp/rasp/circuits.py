@@ -7,7 +7,7 @@ results from a query of zero as well as from a key of zero.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -22,7 +22,7 @@ from mechinterp.rasp.language import Value
 from mechinterp.rasp.layout import Direction
 
 Ablation = Literal["resample", "mean", "zero"]
-MOST = 14
+MOST = 13
 """Edges of which all subsets are tried."""
 AT_ONCE = 2**13
 """Rows of one pass."""
@@ -90,8 +90,6 @@ def truth(
 
     Errors: `ValueError` for an unknown ablation; as of `Compiled.tokens`.
     """
-    if ablation not in get_args(Ablation):
-        raise ValueError(f"unknown ablation {ablation!r}; one of {', '.join(get_args(Ablation))}")
     trial = _Trial.of(compiled, ablation, inputs, inputs if corrupted is None else corrupted)
     flow = dataflow(compiled)
     graph = trial.graph
@@ -113,6 +111,18 @@ def truth(
             masks = torch.stack([graph.masked(base | c) for c in some])
             found += [c for c, ok in zip(some, trial.right(masks).tolist(), strict=True) if ok]
     return Truth(needed, tuple(base | c for c in found), exhaustive, trial.size)
+
+
+def works(
+    compiled: Compiled,
+    ablation: Ablation,
+    circuits: Sequence[Collection[Edge]],
+    inputs: Sequence[Sequence[Value]],
+    corrupted: Sequence[Sequence[Value]] | None = None,
+) -> Bool[Tensor, " circuit"]:
+    """Which of several sets of edges are right on all inputs; arguments and errors as of `truth`."""
+    trial = _Trial.of(compiled, ablation, inputs, inputs if corrupted is None else corrupted)
+    return trial.right(torch.stack([trial.graph.masked(circuit) for circuit in circuits]))
 
 
 def _reduced(trial: "_Trial", every: Tensor, free: list[Edge]) -> tuple[frozenset[Edge], ...]:
@@ -154,6 +164,8 @@ class _Trial:
     def of(
         cls, compiled: Compiled, ablation: Ablation, inputs: Sequence[Sequence[Value]], other: Sequence[Sequence[Value]]
     ) -> "_Trial":
+        if ablation not in get_args(Ablation):
+            raise ValueError(f"unknown ablation {ablation!r}; one of {', '.join(get_args(Ablation))}")
         tokens = compiled.tokens(inputs)
         expected = compiled.answers(compiled.model(tokens))
         elsewhere = None if ablation == "zero" else said(compiled.model, compiled.tokens(other))

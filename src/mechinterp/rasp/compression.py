@@ -46,8 +46,9 @@ class Quality:
     Attributes:
         output, layers: mean squared differences from the original, of logits and of what heads and MLPs write.
         right: share of positions at which the decoded output is the original's.
-        cosine: of each half-layer's output with the original's, mean over positions, [run half_layer]; where the
-            original writes nothing, 1 if nothing is written.
+        cosine: of each half-layer's output with the original's, both taken as one vector over all inputs and positions,
+            [run half_layer]; where the original writes nothing, 1 if nothing is written. (Position by position it would
+            say nothing of a half-layer that writes a single number.)
     """
 
     output: Float[Tensor, " run"]
@@ -152,11 +153,10 @@ def _agree(compiled: Compiled, ours: list[object], expected: list[object]) -> fl
 
 
 def _cosine(ours: Tensor, original: Tensor) -> Float[Tensor, " run"]:
-    """Mean over positions at which the original says something."""
-    speaks = original.norm(dim=-1) > 1e-3
-    if not speaks.any():
-        return (ours.norm(dim=-1) < 1e-3).float().mean((1, 2))
-    return torch.nn.functional.cosine_similarity(ours[:, speaks], original[speaks], dim=-1).mean(-1)
+    """Over inputs and positions; 1 for nothing where nothing is due."""
+    if original.norm() < 1e-3:
+        return (ours.flatten(1).norm(dim=1) < 1e-3).float()
+    return torch.nn.functional.cosine_similarity(ours.flatten(1), original.flatten()[None], dim=1)
 
 
 def _layer_loss(ours: list[Tensor], original: list[Tensor]) -> Float[Tensor, " run"]:

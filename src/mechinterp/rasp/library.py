@@ -16,6 +16,19 @@ from mechinterp.rasp.language import (
     tokens,
 )
 
+TRACR = {
+    "length": (19, 1, 1, 6, 12),
+    "hist": (19, 1, 1, 6, 12),
+    "count": (18, 1, 1, 5, 12),
+    "frac_prevs": (14, 2, 1, 7, 1),
+    "pair_balance": (17, 2, 2, 7, 4),
+    "sort_unique": (21, 2, 1, 6, 10),
+    "sort": (37, 3, 1, 18, 16),
+    "reverse": (43, 4, 1, 12, 30),
+    "sort_freq": (52, 5, 1, 22, 20),
+}
+"""Width of the stream, layers, heads, d_head and d_mlp that tracr-pypi 1.0.0 gives to programs of `programs`."""
+
 
 def length() -> SOp:
     """How many tokens there are: "abc" → 3, 3, 3."""

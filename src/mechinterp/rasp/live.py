@@ -6,6 +6,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from mechinterp.anatomy import size
 from mechinterp.rasp.compiled import Compiled
 from mechinterp.rasp.language import SOp, Value
 from mechinterp.rasp.layout import BOS, PAD
@@ -20,7 +21,7 @@ def page(compiled: Compiled, start: Sequence[Value], says: str) -> dict[str, Any
     Errors: as of `Compiled.tokens`.
     """
     compiled.tokens([start])
-    sizes, weights = compiled.model.cfg, compiled.weights
+    sizes, weights = size(compiled.model), compiled.weights
     return {
         "says": says,
         "words": [BOS, PAD, *map(str, compiled.vocabulary)],
@@ -37,7 +38,7 @@ def page(compiled: Compiled, start: Sequence[Value], says: str) -> dict[str, Any
 
 
 def _layer(compiled: Compiled, layer: int) -> dict[str, Any]:
-    n = compiled.model.cfg.d_head
+    n = size(compiled.model).d_head
 
     def part(name: str) -> Tensor | None:
         return compiled.weights.get(f"layers.{layer}.{name}.weight")

@@ -65,15 +65,15 @@ def run(scale: str, name: str, folder: Path) -> Compression:
     if path.exists():
         kept = load_file(path)
         state = (kept["first"], kept["second"])
-        found = replace(found, W=kept["W"], step=int(kept["step"]), history=kept["history"], state=state)
+        found = replace(found, W=kept["W"], step=int(kept["step"]), state=state)
     path.parent.mkdir(parents=True, exist_ok=True)
     while found.step < plan.steps:
         steps = min(SAVE_EVERY, plan.steps - found.step)
         found = train(model, found, steps, lr=plan.lr, batch=plan.batch, total=plan.steps)
         assert found.state is not None
-        assert found.history is not None
-        parts = {"W": found.W, "first": found.state[0], "second": found.state[1], "history": found.history}
-        atomic_write(path, save(parts | {"step": torch.tensor(found.step)}))
+        first, second = found.state
+        parts = {"W": found.W, "first": first, "second": second, "step": torch.tensor(found.step)}
+        atomic_write(path, save(parts))
     return found
 
 

@@ -6,10 +6,16 @@ are second-hand and marked unverified.
 """
 
 from mechinterp.claims.expectations import Range
-from mechinterp.claims.statement import Claim
+from mechinterp.claims.statement import Claim, Revision
 
 _LAPTOP = "needs no pretrained model: see the paper-scale run"
 _SEEN = "the package's tests had measured it before the claim was stated"
+
+_BY_POSITION = "the same bound, with the cosine taken position by position"
+_DEGENERATE = (
+    "Each half-layer of frac_prevs writes a single number, so that the cosine at a position is 1 or -1 at any size: "
+    "the first run gave 1.000 throughout."
+)
 
 
 def _near(value: float, by: float) -> Range:
@@ -114,12 +120,14 @@ COMPILED_TRANSFORMERS: tuple[Claim, ...] = (
         statement="the more it is compressed, the less a model computes as the original does",
         paper_value="cosine similarity of layer outputs drops",
         where="§5, from memory",
-        measure="rank correlation, by seed, of the size d with the cosine of half-layers' outputs with the original's",
+        measure="rank correlation, by seed, of the size d with the cosine of half-layers' outputs with the original's, "
+        "over all inputs and positions as one vector",
         null="sizes permuted within each seed",
         paper=Range(0.7),
         lab=Range(0.7),
         why_not_laptop=_LAPTOP,
         unverified=True,
+        revised=tuple(Revision("2026-11-29", scale, _BY_POSITION, _DEGENERATE) for scale in ("paper", "lab")),
     ),
     Claim(
         id="TR-8",

@@ -35,6 +35,7 @@ class Plan:
         attention: where the attention SAEs live; `attention_d_sae`, `attention_l1`, `attention_lr`, `attention_rows`:
             their latents, λ, learning rate and text.
         ships: whether examples of its SAEs go into the package.
+        held_out: rows of 256 tokens on which they are measured; where half of the text is generated, half of these.
     """
 
     model: str
@@ -61,6 +62,7 @@ class Plan:
     attention_lr: float
     attention_rows: int
     ships: bool = True
+    held_out: int = 48
 
     def config(self, rows: int) -> Config:
         """The schedule for so many rows: JumpReLU's recipe (arXiv:2407.14435) where a run is long enough for it.
@@ -112,6 +114,7 @@ LAB = Plan(
     attention_l1=(0.03, 0.09, 0.2, 0.2, 0.18),
     attention_lr=2e-3,
     attention_rows=12_000,
+    held_out=24,
 )
 LAB_LONG = replace(
     LAB,
@@ -129,6 +132,7 @@ LAB_LONG = replace(
     more_seeds=(1, 2),
     lr=2e-3,
     ships=False,
+    held_out=96,
 )
 """Four million tokens for the lab model: the kinds on a frontier that is not cut short."""
 LAPTOP = Plan(

@@ -99,9 +99,10 @@ def fill(scale: ScaleName, model: Any, rows: Int[Tensor, "row pos"], out: Path, 
 
 def held_out_rows(model: Any, scale: ScaleName) -> Int[Tensor, "row pos"]:
     """Rows that neither the model nor the SAEs have seen: the package's sample, and generated ones where they train."""
-    generated = PLANS[scale].generated
-    real = packed_rows(model.tokenizer, sample(), 12 if generated else 48, 256)
-    return torch.cat([real, generated_rows(model.tokenizer, 12, 256, seed=99)]) if generated else real
+    plan = PLANS[scale]
+    n = plan.held_out // 2 if plan.generated else 0
+    real = packed_rows(model.tokenizer, sample(), plan.held_out - n, 256)
+    return torch.cat([real, generated_rows(model.tokenizer, n, 256, seed=99)]) if n else real
 
 
 def sweep_sites(trained: Trained) -> list[str]:
