@@ -3,11 +3,13 @@
     python tracr_peer.py < INPUTS.json > FOUND.json
 
 INPUTS has lists of inputs by program. FOUND has for each program its sizes, the names of its residual stream's
-directions, and for every input the stream after each half-layer, the attention logits and the decoded output.
+directions, how long compiling took, and for every input the stream after each half-layer, the attention logits and the
+decoded output.
 """
 
 import json
 import sys
+import time
 
 import jax
 from tracr.compiler import compiling, lib
@@ -31,9 +33,11 @@ PROGRAMS = {
 
 def found(name: str, rows: list) -> dict:
     program, vocabulary, longest = PROGRAMS[name]
+    started = time.perf_counter()
     model = compiling.compile_rasp_to_model(
         program, set(vocabulary), longest, compiler_bos="<bos>", compiler_pad="<pad>"
     )
+    seconds = time.perf_counter() - started
     config, answers = model.model_config, []
     for row in rows:
         out = model.apply(["<bos>", *row])
@@ -45,7 +49,7 @@ def found(name: str, rows: list) -> dict:
             }
         )
     sizes = [len(model.residual_labels), config.num_layers, config.num_heads, config.key_size, config.mlp_hidden_size]
-    return {"sizes": sizes, "labels": model.residual_labels, "answers": answers}
+    return {"sizes": sizes, "labels": model.residual_labels, "answers": answers, "seconds": seconds}
 
 
 print(json.dumps({name: found(name, rows) for name, rows in json.load(sys.stdin).items()}))
