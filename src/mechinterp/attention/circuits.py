@@ -21,7 +21,7 @@ def ov_circuit(model: Any, head: Head) -> FactoredMatrix:
     norm, times that norm's scale.
     """
     [(layer, index)] = check_heads(model, [head])
-    block = Anatomy.of(model).layers[layer]
+    block = Anatomy.of(model, bidirectional=True).layers[layer]
     return FactoredMatrix(block.W_V(index), block.writes(index))
 
 
@@ -31,7 +31,7 @@ def qk_circuit(model: Any, head: Head) -> FactoredMatrix:
     With rotary positions this is the product at distance 0; norms of queries and keys are left out.
     """
     [(layer, index)] = check_heads(model, [head])
-    block = Anatomy.of(model).layers[layer]
+    block = Anatomy.of(model, bidirectional=True).layers[layer]
     return FactoredMatrix(block.W_Q(index), block.W_K(index).T)
 
 
@@ -49,7 +49,7 @@ def effective_embedding(
         tokens: token ids; None for the whole vocabulary.
         block: tokens at a time. Memory: block · d_mlp floats beside the result.
     """
-    anatomy = Anatomy.of(model)
+    anatomy = Anatomy.of(model, bidirectional=True)
     if tokens is None:
         tokens = torch.arange(anatomy.size.d_vocab)
     check_ids(anatomy.size, tokens)

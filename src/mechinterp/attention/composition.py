@@ -45,7 +45,7 @@ class HeadWeights:
     @torch.no_grad()
     def of(cls, model: Any) -> "HeadWeights":
         """The weights of a model that `Anatomy` describes."""
-        anatomy = Anatomy.of(model)
+        anatomy = Anatomy.of(model, bidirectional=True)
         # Whether the next reader removes the mean is what counts, for writers as well.
         centres = all(layer.norm1.centres for layer in anatomy.layers)
         every = range(anatomy.size.n_heads)

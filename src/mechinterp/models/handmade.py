@@ -6,14 +6,18 @@ position: it dominates the norm, so that every layer norm divides by nearly the 
 multiplies back. What remains of the layer norm is a relative error below 1 %.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from mechinterp.files import atomic_write
 from mechinterp.heads import Head
 
 if TYPE_CHECKING:
@@ -160,6 +164,34 @@ def native(
         model_name=name,
     )
     return bridge.eval().requires_grad_(False)
+
+
+KIND = "mechinterp-native"
+"""What the config of a saved handmade model says it is."""
+
+
+def save_native(
+    folder: Path, shape: Mapping[str, Any], weights: Mapping[str, Tensor], vocabulary: Sequence[str]
+) -> None:
+    """Write a model of `native` into a folder that `models.load` reads: config.json and model.safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"model_type": KIND, "shape": dict(shape), "vocabulary": list(vocabulary)}
+    atomic_write(folder / "model.safetensors", save({name: w.contiguous() for name, w in weights.items()}))
+    atomic_write(folder / "config.json", (json.dumps(config, indent=1) + "\n").encode())
+
+
+def is_native(folder: Path) -> bool:
+    """Whether a folder holds a model of `save_native`."""
+    config = folder / "config.json"
+    return config.is_file() and f'"{KIND}"' in config.read_text(encoding="utf8")
+
+
+def load_native(folder: Path) -> "TransformerBridge":
+    """Read what `save_native` has written; `ValueError` if it is incomplete."""
+    config, weights = json.loads((folder / "config.json").read_text(encoding="utf8")), folder / "model.safetensors"
+    if not weights.is_file() or not {"shape", "vocabulary"} <= set(config):
+        raise ValueError(f"{folder} holds half of a handmade model: config.json and model.safetensors are needed")
+    return native(config["shape"], load_file(weights), config["vocabulary"], name=folder.name)
 
 
 def tokenizer(vocabulary: Sequence[str]):  # type: ignore[no-untyped-def]

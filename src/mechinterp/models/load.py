@@ -22,7 +22,7 @@ import torch
 from mechinterp.architectures import VALUE_BIASES, value_biases
 from mechinterp.datasets.text import bos_id
 from mechinterp.files import sha256_of
-from mechinterp.models import gguf_file, hub, pretrained
+from mechinterp.models import gguf_file, handmade, hub, pretrained
 from mechinterp.scales import check_device
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ def load(
     """A model by name, ready for analysis: eval mode, no gradients, folded and centred.
 
     Args:
-        name: `"lab"`, `"rehearsal"`, `"smollm2"`, `"gemma3-270m"`, a local folder, a `.gguf` file, or a hub id
-            such as `"gpt2"`. A hub model that is in the local cache is used as it stands there, without asking
-            the network.
+        name: `"lab"`, `"rehearsal"`, `"smollm2"`, `"gemma3-270m"`, a local folder (also one with a compiled program,
+            `rasp.Compiled.save`), a `.gguf` file, or a hub id such as `"gpt2"`. A hub model in the local cache is used
+            as it stands there, without asking the network.
         device: where the weights go; the default is a GPU if there is one, else the CPU.
         revision: branch, tag or commit of a hub model.
         dtype: `"float32"`, or `"bfloat16"` and `"float16"` for a model that does not fit: its weights are folded
@@ -81,6 +81,10 @@ def load(
             gguf_file.check(place)
             tokenizer = gguf_file.tokenizer(place)
             model = _raw_model(place.parent, kind, gguf_file=place.name)
+    elif handmade.is_native(place):
+        if edit is not None:
+            raise ValueError(f"{place} holds a handmade model: change its weights before it is saved, not by edit=")
+        return handmade.load_native(place).to(_device(device), kind)
     else:
         _check_architecture(place)
         _check_weights(place)
@@ -104,6 +108,8 @@ def load_tokenizer(name: str | Path = "lab", *, revision: str | None = None) -> 
         with _quiet(), gguf_file.reading_once():
             gguf_file.check(place)
             return gguf_file.tokenizer(place)
+    if handmade.is_native(place):
+        return handmade.load_native(place).tokenizer
     return _tokenizer(place)
 
 
@@ -142,8 +148,7 @@ def to_bridge(
 
     kind = _dtype(dtype)
     check_device(device)
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device(device)
     starts = bos_id(tokenizer) is not None
     model.config.architectures = model.config.architectures or [type(model).__name__]  # GGUF does not say
     with _quiet(), _kept(tokenizer, "gguf_file" in tokenizer.init_kwargs or not starts):
@@ -158,6 +163,12 @@ def to_bridge(
     if not starts:
         bridge.cfg.default_prepend_bos = False
     return bridge.eval().requires_grad_(False)
+
+
+def _device(device: str | torch.device | None) -> str | torch.device:
+    if device is not None:
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _edited(model: "PreTrainedModel", edit: Callable[["PreTrainedModel"], Any] | None) -> "PreTrainedModel":

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechinterp.heads import Head
+from mechinterp.models.handmade import native, save_native
 from mechinterp.rasp import weights
 from mechinterp.rasp.language import Aggregate, SelectorWidth, SOp, Value
 from mechinterp.rasp.layout import BOS, ONE, PAD, Direction, Layout, is_input, lay_out
@@ -26,7 +28,7 @@ class Compiled:
         vocabulary: the input values, in order of their ids from 2. `max_len`: of an input, without `<bos>`.
         layout: what every direction of the stream means.
         heads, neurons: which S-op each head computes, and each layer's MLP.
-        weights: the model's state dict, as it was made.
+        shape, weights: the model's sizes and its state dict, as it was made.
     """
 
     program: SOp
@@ -37,6 +39,7 @@ class Compiled:
     layout: Layout
     heads: dict[Head, SOp]
     neurons: dict[int, tuple[SOp, ...]]
+    shape: dict[str, Any]
     weights: dict[str, Tensor]
 
     def tokens(self, inputs: Sequence[Sequence[Value]]) -> Int[Tensor, "input pos"]:
@@ -77,6 +80,14 @@ class Compiled:
             return logits[..., 0]
         top = logits.max(-1)
         return torch.where(top.values > 0.5, top.indices, -1).to(logits)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the transformer into a folder that `models.load` reads; its words are those of `tokens`."""
+        save_native(Path(folder), self.shape, self.weights, self._words)
+
+    @property
+    def _words(self) -> list[str]:
+        return [BOS, PAD, *map(str, self.vocabulary)]
 
     def read(self, stream: Float[Tensor, " d_model"], *, above: float = 0.01) -> dict[str, float]:
         """What a vector of the stream says, by the names of its directions."""
@@ -124,10 +135,8 @@ def compile_program(
             layer = layout.half[sop] // 2
             neurons[layer] = (*neurons.get(layer, ()), sop)
     shape, made = _weights(layout, heads, neurons, vocabulary, max_len, causal, coldness, exactness)
-    from mechinterp.models.handmade import native
-
     model = native(shape, made, [BOS, PAD, *map(str, vocabulary)], name="rasp")
-    return Compiled(program, model, vocabulary, max_len, causal, layout, heads, neurons, made)
+    return Compiled(program, model, vocabulary, max_len, causal, layout, heads, neurons, shape, made)
 
 
 def _weights(

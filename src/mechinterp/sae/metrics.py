@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mechinterp.anatomy import Anatomy
 from mechinterp.sae.architectures import SAE
 from mechinterp.sae.sites import activations, layer_of, logits
 from mechinterp.sae.store import counted as counted_tokens
@@ -128,8 +129,15 @@ def site(
         skip: token ids that do not count; None for the BOS token of the model's tokenizer, if there is one. The first
             token of a row never counts (see `store.counted`).
 
-    Errors: `ValueError` for an unknown hook, activations or logits that are not finite, or no token that counts.
+    Errors: `ValueError` for an unknown hook, activations or logits that are not finite, no token that counts, or a
+        model that does not predict the next token.
     """
+    anatomy = Anatomy.of(model, bidirectional=True)
+    if not anatomy.causal or len(anatomy.unembedding.weight) != anatomy.size.d_vocab:
+        raise ValueError(
+            "this model does not predict the next token, so that nothing is lost by that measure: measure its SAEs by "
+            "reconstruction, and put them into it with hooks"
+        )
     stream = f"blocks.{layer_of(hook)}.hook_resid_pre"
     found = activations(model, tokens, [hook, stream], batch_size=batch_size)
     x, below = found[hook], found[stream]

@@ -86,7 +86,7 @@ def activations(
     torch.Size([1, 3, 256])
     """
     places = {hook: place(model, hook) for hook in hooks}
-    anatomy = check_tokens(model, tokens.to(_device(model)), batch_size)
+    anatomy = check_tokens(model, tokens.to(_device(model)), batch_size, bidirectional=True)
     _has(anatomy, places)
     wanted, stop = set(places.values()), max(layer + (name != "resid_pre") for name, layer in places.values())
     parts = []
@@ -126,7 +126,7 @@ def logits(
     if (hook is None) != (replace is None):
         raise ValueError("give a hook and what to put in its place, or neither")
     where = None if hook is None else place(model, hook)
-    anatomy = check_tokens(model, tokens.to(_device(model)), 1)
+    anatomy = check_tokens(model, tokens.to(_device(model)), 1, bidirectional=True)
     if hook is not None and where is not None:
         _has(anatomy, {hook: where})
     tokens, end = tokens.to(anatomy.device), ("resid_pre", anatomy.size.n_layers)
