@@ -118,3 +118,20 @@ def test_a_special_case_is_the_same_function(kind: str, other: str) -> None:
     near = (written.encode(x) - f).abs() > 1e-5  # where a jump hangs on rounding
     assert near.float().mean() < 1e-3
     assert 0.1 < (f > 0).float().mean() < 0.9
+
+
+@pytest.mark.parametrize(
+    ("kind", "k"), [("standard", None), ("topk", 100), ("topk", 5), ("batchtopk", 40), ("topk", 900)]
+)
+def test_an_sae_begins_near_the_scale_that_reconstructs_best(kind, k):
+    """By trying scales on random inputs: the fault was an encoder at the decoder's length for all k."""
+    x = torch.randn(500, 64, generator=torch.Generator().manual_seed(0))
+    p = initial(kind, 64, 1024, seed=0, k=k)
+
+    def error(factor):
+        scaled = SAE(kind, p | {"W_enc": factor * p["W_enc"]}, k)
+        return (scaled.decode(scaled.encode(x)) - x).square().sum() / x.square().sum()
+
+    errors = {factor: error(factor).item() for factor in (0.25, 0.5, 0.8, 1, 1.25, 2, 4)}
+    assert errors[1] < 1.03 * min(errors.values())
+    assert errors[4] > 1.5 * errors[1]

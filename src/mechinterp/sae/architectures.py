@@ -9,6 +9,7 @@ names and the orientation that SAELens writes to disk.
 """
 
 from dataclasses import dataclass, field, replace
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -162,13 +163,23 @@ def scale_input(sae: SAE, c: float) -> SAE:
     return replace(sae, params={n: v * c if n in lengths else v for n, v in sae.params.items()})
 
 
-def initial(kind: str, d_in: int, d_sae: int, *, seed: int, threshold: float = 1e-3) -> Params:
+def _energy(share: float) -> float:
+    """E[z²; z among the largest of this share], z normal and positive."""
+    normal = NormalDist()
+    t = max(0.0, normal.inv_cdf(1 - share)) if share < 1 else 0.0
+    return t * normal.pdf(t) + 1 - normal.cdf(t)
+
+
+def initial(kind: str, d_in: int, d_sae: int, *, seed: int, threshold: float = 1e-3, k: int | None = None) -> Params:
     """Fresh weights: random unit decoder rows, the encoder their transpose times a scale, biases zero.
 
-    The scale is one where k latents are on. Elsewhere half of them are, and the scale is that at which such a
-    reconstruction has the least expected error: half of d_sae random directions write the input d_sae / (2 d_in) times,
-    with as much variance again. At scale one an SAE begins at several times its input; it unlearns that with thousands
-    of biases, and at equal L0 a short run leaves half as much variance again unexplained.
+    The scale is that at which such a reconstruction has the least expected error. Random directions write their
+    input r times, r = d_sae / d_in · E[z²; on] with z normal, and as much again across it, so that the scale is
+    1 / (1 + r). Half of them are on, or, where k are, those of the largest z. At scale one an SAE begins at several
+    times its input; it unlearns that with thousands of biases, and at equal L0 a short run leaves more unexplained.
+
+    Args:
+        k: of the kinds that take one; None leaves their encoder at the decoder's length.
 
     Errors: `ValueError` for a dictionary smaller than the input.
 
@@ -184,5 +195,9 @@ def initial(kind: str, d_in: int, d_sae: int, *, seed: int, threshold: float = 1
     # He-uniform rows made unit: the bound does not matter.
     rows = torch.rand(d_sae, d_in, generator=generator) * 2 - 1
     W_dec = rows / rows.norm(dim=1, keepdim=True)
-    scale = 1.0 if KINDS[kind].takes_k else 1 / (1 + d_sae / (2 * d_in))
+    scale = (
+        1.0
+        if KINDS[kind].takes_k and k is None
+        else 1 / (1 + d_sae / d_in * _energy(1 / 2 if k is None else k / d_sae))
+    )
     return {"W_enc": scale * W_dec.T.contiguous(), "W_dec": W_dec, "b_dec": torch.zeros(d_in)} | own

@@ -60,7 +60,8 @@ class _Stack:
         self.kind = KINDS[first.kind]
         self.scale = store.scale(self.hook)
         self.variance = store.variance(self.hook) / self.scale**2
-        fresh = [initial(first.kind, d_in, first.d_sae, seed=s.seed, threshold=config.threshold) for s in specs]
+        sizes = (first.kind, d_in, first.d_sae)
+        fresh = [initial(*sizes, seed=s.seed, threshold=config.threshold, k=s.k) for s in specs]
         self.params = self.kind.trained({n: torch.stack([p[n] for p in fresh]).to(device) for n in fresh[0]})
         if self.kind.at_median:
             self.params["b_dec"] += store.median(self.hook).to(device) / self.scale
