@@ -73,6 +73,8 @@ def test_a_chapter_without_a_laptop_model_runs_at_lab_scale_and_says_so(capsys):
 def test_a_chapter_says_how_it_runs():
     text = str(Chapter("ioi", "lab", "lab", "cpu", 0))
     assert text == "chapter ioi at lab scale: model lab on cpu, seed 0"
+    text = str(setup("grokking_efficiency", scale="lab", laptop="paper"))
+    assert text == "chapter grokking_efficiency at lab scale: no pretrained model, on cpu, seed 0"
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "no-such-device", "meta", "cpu:1"])

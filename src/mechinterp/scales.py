@@ -51,7 +51,7 @@ class Chapter:
     Attributes:
         name: the chapter's name in the ledger, `ioi`.
         scale: `lab`, `laptop`, `paper` or `rehearsal`.
-        model_name: what to give to `mechinterp.models.load`.
+        model_name: what to give to `mechinterp.models.load`; empty for a chapter that needs no pretrained model.
         device: where the model runs.
         seed: the seed of every random choice.
     """
@@ -73,7 +73,8 @@ class Chapter:
         return rehearsal if self.scale == "rehearsal" and rehearsal is not None else paper
 
     def __str__(self) -> str:
-        return f"chapter {self.name} at {self.scale} scale: model {self.model_name} on {self.device}, seed {self.seed}"
+        model = f"model {self.model_name}" if self.model_name else "no pretrained model,"
+        return f"chapter {self.name} at {self.scale} scale: {model} on {self.device}, seed {self.seed}"
 
 
 def setup(
@@ -119,7 +120,8 @@ def setup(
         device = "cpu" if chosen == "lab" or accelerator is None else accelerator.type
     torch.manual_seed(seed)
     torch.set_grad_enabled(False)
-    return Chapter(name=chapter, scale=chosen, model_name=names[chosen], device=device, seed=seed)
+    model = "" if laptop == "paper" and models is None else names[chosen]
+    return Chapter(name=chapter, scale=chosen, model_name=model, device=device, seed=seed)
 
 
 def check_device(device: "str | torch.device | None") -> None:
