@@ -186,7 +186,7 @@ def chapter_run(
         from mechinterp.claims import results_folder
         from mechinterp.claims.results import place, results_path
         from mechinterp.files import atomic_write, check_writable
-        from mechinterp.frozen import written
+        from mechinterp.frozen import stamps, written
         from mechinterp.page import to_html
 
         path = (notebook or notebooks.find_chapter(name)).resolve()
@@ -203,9 +203,9 @@ def chapter_run(
         check_writable(page, "choose another with --html")
         if scale != "rehearsal":
             check_writable(results_path(name, where), "choose another results folder with --results")
-        began, now = time.perf_counter(), time.time()
+        began, before = time.perf_counter(), stamps(name, results_folder())
         executed = _run_notebook(path, scale)
-        ran = written(name, results_folder(), now) or where
+        ran = written(name, results_folder(), before) or where
         of = f"{name} at {ran} scale" if ran in SCALES else f"{name} on {ran}"
         page.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(page, to_html(executed, of).encode())

@@ -78,7 +78,7 @@ def freeze(notebook: Path) -> Path:
     from nbclient.exceptions import CellExecutionError
 
     page, name = page_path(notebook), chapter_name(notebook)
-    began, now = time.perf_counter(), time.time()
+    began, before = time.perf_counter(), stamps(name, page.parents[2])
     os.environ.pop("MECHINTERP_MODEL", None)
     os.environ |= {"MECHINTERP_SITE": "1", "MECHINTERP_RESULTS": str(page.parents[2]), "MECHINTERP_SCALE": "laptop"}
     try:
@@ -89,7 +89,7 @@ def freeze(notebook: Path) -> Path:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":  # bars and warnings are for whoever runs it, and may name folders of the machine
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
-    scale = written(name, page.parents[2], now)
+    scale = written(name, page.parents[2], before)
     if scale is None:
         raise ValueError(f"chapter {name} ran and recorded no claim: a page shows what its results file says")
     executed.metadata[KEY] = {
@@ -142,14 +142,19 @@ def stale(notebook: Path) -> str:
     return f"Executed with version {made['version']} on {made['date']}; {' and '.join(changed)} changed since."
 
 
-def written(chapter: str, results: Path, since: float) -> str | None:
-    """The folder (`laptop`) that a run has written results to since a time (seconds since 1970); None if to none.
+def stamps(chapter: str, results: Path) -> dict[str, tuple[int, int]]:
+    """Of each results file of a chapter, by its folder, what changes when it is written anew: time and inode."""
+    files = {path.parent.name: path.stat() for path in results.glob(f"*/{chapter}.json")}
+    return {place: (file.st_mtime_ns, file.st_ino) for place, file in files.items()}
+
+
+def written(chapter: str, results: Path, before: dict[str, tuple[int, int]]) -> str | None:
+    """The folder (`laptop`) that a run has written results to since `stamps` gave `before`; None if to none.
 
     Not every chapter has a laptop scale of its own, so that the scale which was asked for may be another.
     """
-    times = {path.parent.name: path.stat().st_mtime for path in results.glob(f"*/{chapter}.json")}
-    latest = max(times, key=lambda place: times[place], default=None)
-    return latest if latest is not None and times[latest] >= since - 1 else None
+    new = {place: stamp for place, stamp in stamps(chapter, results).items() if before.get(place) != stamp}
+    return max(new, key=lambda place: new[place], default=None)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
