@@ -114,10 +114,10 @@ STYLE = (
 .mi-cells { display: flex; flex-wrap: wrap; gap: 2px; }
 .mi-run { grid-column: 2; font-size: .88em; line-height: 1.35; color: color-mix(in srgb, currentColor 82%, transparent);
   overflow-wrap: anywhere; }
-.mi-cell { width: 2.3em; height: 2.2em; padding: 0; border-radius: .25em; cursor: pointer; font: inherit;
+.mi-cell { width: 2.3em; height: 1.82em; padding: 0; border-radius: .25em; cursor: pointer; font: inherit;
   display: inline-flex; flex-direction: column; align-items: center; justify-content: center; line-height: 1; }
-.mi-cell span { font-weight: 700; line-height: 1.1; }
-.mi-cell small { font-size: .8em; line-height: 1.1; }
+.mi-cell span { font-weight: 700; line-height: 1; }
+.mi-cell small { font-size: .8em; line-height: 1; }
 .mi-cell:hover { filter: brightness(1.12); }
 .mi-cell:focus-visible { outline: 2px solid currentColor; outline-offset: 1px; }
 .mi-board .mi-cell:focus-visible { outline-color: var(--pst-color-text-base, CanvasText); }
