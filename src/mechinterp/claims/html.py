@@ -108,11 +108,11 @@ STYLE = (
 .mi-legend { margin: 0 0 .4em; line-height: 1.4; }
 .mi-filters fieldset:nth-of-type(2) { float: left; margin-right: 1.4em; }
 .mi-filters + * { clear: both; }
-.mi-chapter h2 { margin: .55em 0 .25em; font-size: 1rem; font-weight: 600; line-height: 1.3; }
+.mi-chapter h2 { margin: .4em 0 .2em; font-size: 1rem; font-weight: 600; line-height: 1.3; }
 .mi-row { display: grid; grid-template-columns: 4.6em 1fr; margin: 0 0 .2em; }
 .mi-scale { padding-top: .3em; font-weight: 600; }
 .mi-cells { display: flex; flex-wrap: wrap; gap: 2px; }
-.mi-run { grid-column: 2; font-size: .88em; line-height: 1.35; color: color-mix(in srgb, currentColor 82%, transparent);
+.mi-run { grid-column: 2; font-size: .88em; line-height: 1.2; color: color-mix(in srgb, currentColor 82%, transparent);
   overflow-wrap: anywhere; }
 .mi-cell { width: 2.3em; height: 1.82em; padding: 0; border-radius: .25em; cursor: pointer; font: inherit;
   display: inline-flex; flex-direction: column; align-items: center; justify-content: center; line-height: 1; }
