@@ -39,6 +39,7 @@ from safetensors.torch import save_file  # noqa: E402
 
 from mechinterp import stats  # noqa: E402
 from mechinterp.datasets.text import generated_rows  # noqa: E402
+from mechinterp.files import read_parts, write_parts  # noqa: E402
 from mechinterp.models import load  # noqa: E402
 from mechinterp.models.load import LAB  # noqa: E402
 from mechinterp.sae import SAE, Config, Given, Spec, Store, activations, evaluate, reconstruction, site, train  # noqa: E402
@@ -213,11 +214,10 @@ def best_rate(runs: Sequence[Run]) -> float:
 
 def export(kind: str, steps: int, runs: dict[str, list[Run]]) -> None:
     """Write a frontier into the package's file; others in it stay."""
-    found = json.loads(LIBRARIES_FILE.read_text()) if LIBRARIES_FILE.exists() else {}
     keys = ("sparsity", "seed", "lr", "l0", "fvu", "added_loss")
     short = {name: [{key: run[key] for key in keys} for run in own] for name, own in runs.items()}
-    found = dict(sorted((found | {f"{kind} {steps}": short}).items()))
-    LIBRARIES_FILE.write_text(json.dumps(found, separators=(",", ":")).replace("},{", "},\n{") + "\n")
+    found = read_parts(LIBRARIES_FILE) | {f"{kind} {steps}": short}
+    write_parts(LIBRARIES_FILE, dict(sorted(found.items())), first="sparsity")
 
 
 def compare(kind: str, steps: int, runs: dict[str, list[Run]], speed: dict[str, float]) -> list[str]:

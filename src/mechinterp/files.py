@@ -1,9 +1,12 @@
 """Files that are either whole or not there."""
 
 import hashlib
+import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -22,6 +25,18 @@ def atomic_write(path: Path, data: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def read_parts(path: Path) -> dict[str, Any]:
+    """What a JSON file of named parts holds; nothing if there is no such file."""
+    return json.loads(path.read_text(encoding="utf8")) if path.exists() else {}
+
+
+def write_parts(path: Path, parts: Mapping[str, Any], *, first: str) -> None:
+    """Write named parts as JSON, a line for every object whose first key is `first`: a change of one is one line."""
+    path.parent.mkdir(exist_ok=True)
+    text = json.dumps(parts, separators=(",", ":")).replace(f'{{"{first}"', f'\n{{"{first}"')
+    atomic_write(path, (text + "\n").encode())
 
 
 def sha256_of(*paths: Path) -> str:

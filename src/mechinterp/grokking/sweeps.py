@@ -7,8 +7,6 @@ third faster on Linux.
 """
 
 import argparse
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,160 +18,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechinterp.arithmetic import arithmetic
-from mechinterp.files import atomic_write
+from mechinterp.files import read_parts, sha256_of, write_parts
 from mechinterp.grokking.efficiency import scaling_exponent
 from mechinterp.grokking.fourier import all_logits, excluded_loss, neuron_frequencies, restricted_loss, trig_share
 from mechinterp.grokking.model import Shape
+from mechinterp.grokking.plans import FROM_GROKKED, PLANS, SWEEPS, ScaleName, sweep
 from mechinterp.grokking.runs import METRICS, Run
 from mechinterp.grokking.training import Config, State, Trained, join, train
 
-ScaleName = str
 RESULTS = Path(__file__).with_name("measured")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Sizes of all sweeps at one scale. Sizes count training pairs; epochs are full-batch steps."""
-
-    shape: Shape
-    size: int
-    decay: float
-    decays: tuple[float, ...]
-    seeds: tuple[int, ...]
-    main_epochs: int
-    grokked_size: int
-    grokked_epochs: int
-    smaller: tuple[int, ...]
-    ungrokking_epochs: int
-    random_sizes: tuple[int, ...]
-    random_decays: tuple[float, ...]
-    random_epochs: int
-    random_seeds: tuple[int, ...]
-    semi_sizes: tuple[int, ...]
-    semi_decay: float
-    semi_epochs: int
-    plenty_size: int
-    scratch_sizes: tuple[int, ...]
-    scratch_epochs: int
-    undecayed_sizes: tuple[int, ...]
-    noise: tuple[float, ...] = (0.1, 0.25)
-
-
-PLANS = {
-    "lab": Plan(
-        shape=Shape(p=53, d_model=64, n_heads=4, d_mlp=256),
-        size=1124,
-        decay=3.0,
-        decays=(2.0, 3.0, 5.0),
-        seeds=(0, 1, 2),
-        main_epochs=10000,
-        grokked_size=1404,
-        grokked_epochs=3000,
-        smaller=(150, 210, 300, 420, 590, 830, 1160, 1800),
-        ungrokking_epochs=4000,
-        random_sizes=(150, 300, 600, 1100, 1800),
-        random_decays=(1.0, 2.0, 4.0),
-        random_epochs=4000,
-        random_seeds=(0, 1, 2),
-        semi_sizes=(650, 750, 850, 950),
-        semi_decay=5.0,
-        semi_epochs=16000,
-        plenty_size=2528,
-        scratch_sizes=(2400,),
-        scratch_epochs=4000,
-        undecayed_sizes=(150, 210, 300, 420, 590),
-    ),
-    "paper": Plan(
-        shape=Shape(),
-        size=3830,
-        decay=1.0,
-        decays=(0.5, 1.0, 2.0),
-        seeds=(0, 1, 2),
-        main_epochs=20000,
-        grokked_size=6384,
-        grokked_epochs=3000,
-        smaller=(390, 488, 610, 764, 955, 1194, 1494, 2400),
-        ungrokking_epochs=5000,
-        random_sizes=(200, 300, 420, 600, 1000, 1600, 2600),
-        random_decays=(0.5, 1.0, 2.0),
-        random_epochs=5000,
-        random_seeds=(0, 1),
-        semi_sizes=(1600, 2000),
-        semi_decay=2.0,
-        semi_epochs=20000,
-        plenty_size=11492,
-        scratch_sizes=(9000,),
-        scratch_epochs=6000,
-        undecayed_sizes=(390, 764),
-    ),
-}
-SWEEPS = (
-    "mainline",
-    "plenty",
-    "grokked",
-    "generalising",
-    "ungrokking",
-    "undecayed",
-    "memorising",
-    "semigrokking",
-    "noise",
-)
-FROM_GROKKED = ("ungrokking", "undecayed", "noise")
-"""Sweeps that go on from the networks of "grokked"."""
-
-
-def sweep(name: str, scale: ScaleName) -> tuple[list[Run], Config]:
-    """Runs and configuration of a named sweep.
-
-    Errors: `ValueError` for an unknown name or scale.
-
-    >>> runs, config = sweep("mainline", "paper")
-    >>> runs[0].size, config.shape.p
-    (3830, 113)
-    """
-    if scale not in PLANS or name not in SWEEPS:
-        raise ValueError(f"no sweep {name!r} at scale {scale!r}; sweeps {', '.join(SWEEPS)}, scales lab, paper")
-    plan = PLANS[scale]
-    by_decay = [(seed, decay) for decay in plan.decays for seed in plan.seeds]
-    match name:
-        case "mainline":
-            runs = [Run(plan.size, seed, plan.decay) for seed in plan.seeds]
-            config = Config(plan.main_epochs, plan.shape, stop_accuracy=0.99, stop_after=plan.main_epochs // 8)
-        case "plenty":
-            runs = [Run(plan.plenty_size, seed, plan.decay) for seed in plan.seeds]
-            config = Config(1500, plan.shape, every=20, stop_accuracy=0.99)
-        case "generalising":
-            runs = [Run(size, seed, decay) for seed, decay in by_decay for size in plan.scratch_sizes]
-            config = Config(plan.scratch_epochs, plan.shape)
-        case "undecayed":
-            runs = [Run(size, seed, 0.0) for seed in plan.seeds for size in plan.undecayed_sizes]
-            config = Config(plan.ungrokking_epochs, plan.shape)
-        case "grokked":
-            runs = [Run(plan.grokked_size, seed, decay) for seed, decay in by_decay]
-            config = Config(plan.grokked_epochs, plan.shape)
-        case "ungrokking":
-            runs = [Run(size, seed, decay) for seed, decay in by_decay for size in plan.smaller]
-            config = Config(plan.ungrokking_epochs, plan.shape)
-        case "memorising":
-            runs = [
-                Run(size, seed, decay, random_labels=1.0)
-                for size in plan.random_sizes
-                for decay in plan.random_decays
-                for seed in plan.random_seeds
-            ]
-            config = Config(plan.random_epochs, plan.shape)
-        case "semigrokking":
-            runs = [Run(size, seed, plan.semi_decay) for size in plan.semi_sizes for seed in plan.seeds]
-            config = Config(plan.semi_epochs, plan.shape, every=200)
-        case _:
-            runs = [
-                Run(size, seed, plan.decay, random_labels=fraction)
-                for fraction in plan.noise
-                for seed in plan.seeds
-                for size in plan.smaller
-            ]
-            config = Config(plan.ungrokking_epochs, plan.shape)
-    return runs, config
 
 
 def run_sweep(
@@ -298,7 +151,7 @@ def export(
     With `seeds` or `sizes` only their runs are new, and the others are the file's.
     """
     path = RESULTS / f"{scale}.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
+    found = read_parts(path)
     for name in names:
         runs, config = sweep(name, scale)
         new = summary(run_sweep(name, scale, folder, seeds=seeds, sizes=sizes, device=device), config)
@@ -310,11 +163,7 @@ def export(
             known = {tuple(run[key] for key in asdict(runs[0])): run for run in [*old["runs"], *new["runs"]]}
             new["runs"] = [known[settings] for settings in own if settings in known]
         found[name] = new
-    ordered = {name: found[name] for name in SWEEPS if name in found}
-    path.parent.mkdir(exist_ok=True)
-    # One run a line, so that a change of one run is one line.
-    text = json.dumps(ordered, separators=(",", ":")).replace('{"size"', '\n{"size"')
-    atomic_write(path, (text + "\n").encode())
+    write_parts(path, {name: found[name] for name in SWEEPS if name in found}, first="size")
     return path
 
 
@@ -366,8 +215,7 @@ def made(scale: ScaleName) -> list[str]:
     >>> "mainline" in made("paper")
     True
     """
-    path = RESULTS / f"{scale}.json"
-    return list(json.loads(path.read_text())) if path.exists() else []
+    return list(read_parts(RESULTS / f"{scale}.json"))
 
 
 def measured(name: str, scale: ScaleName) -> Measured:
@@ -379,8 +227,7 @@ def measured(name: str, scale: ScaleName) -> Measured:
     1124
     """
     sweep(name, scale)
-    path = RESULTS / f"{scale}.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
+    found = read_parts(RESULTS / f"{scale}.json")
     if name not in found:
         raise ValueError(
             f"sweep {name!r} has not been run at {scale} scale: python -m mechinterp.grokking.sweeps {scale} "
@@ -395,8 +242,7 @@ def describe(scale: ScaleName) -> dict[str, str]:
     if not path.exists():
         raise ValueError(f"no sweep has been run at {scale} scale")
     shape = PLANS[scale].shape
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return {"name": f"trained here, p = {shape.p}, d_model = {shape.d_model}", "sha256": digest}
+    return {"name": f"trained here, p = {shape.p}, d_model = {shape.d_model}", "sha256": sha256_of(path)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

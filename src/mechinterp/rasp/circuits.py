@@ -15,11 +15,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from mechinterp.anatomy import size
 from mechinterp.discovery import Edge, Graph, Receiver, Sender, patched_logits, said
-from mechinterp.rasp import weights
 from mechinterp.rasp.compiled import Compiled
 from mechinterp.rasp.language import Value
-from mechinterp.rasp.layout import Direction
 
 Ablation = Literal["resample", "mean", "zero"]
 MOST = 13
@@ -54,23 +53,19 @@ class Truth:
 
 def dataflow(compiled: Compiled) -> list[Edge]:
     """Edges along which anything flows: from a sender to all that read a direction that it writes."""
-    layout, graph = compiled.layout, Graph.of(compiled.model)
-    writes: dict[Sender, set[Direction]] = {Sender("input"): {d for d in layout.directions if _embedded(d)}}
-    reads: dict[Receiver, set[Direction]] = {Receiver("logits"): set(layout.of(compiled.program))}
-    for at, sop in compiled.heads.items():
-        terms = weights.head(layout, sop)
-        writes[Sender("head", *at)] = {d for row in terms.output for d in row}
-        for kind, rows in (("q", terms.query), ("k", terms.key), ("v", terms.value)):
-            reads[Receiver(kind, *at)] = {d for row in rows for d in row}  # type: ignore[arg-type]
-    for layer, sops in compiled.neurons.items():
-        cells = [neuron for sop in sops for neuron in weights.neurons(layout, sop, 100.0)]
-        writes[Sender("mlp", layer)] = {d for cell in cells for d in cell.write}
-        reads[Receiver("mlp", layer)] = {d for cell in cells for d in cell.read}
-    return [e for e in graph if writes.get(e.sender, set()) & reads.get(e.receiver, set())]
-
-
-def _embedded(direction: Direction) -> bool:
-    return direction.variable in ("tokens", "indices", "one")
+    graph, weights, n = Graph.of(compiled.model), compiled.weights, size(compiled.model).d_head
+    writes = {Sender("input"): weights["tok_embed.weight"].any(0) | weights["pos.weight"].any(0)}
+    reads = {Receiver("logits"): weights["head.weight"].any(0)}
+    for at in compiled.heads:
+        rows, own = slice(at.head * n, (at.head + 1) * n), f"layers.{at.layer}.attn"
+        writes[Sender("head", *at)] = weights[f"{own}.o.weight"][:, rows].any(1)
+        for kind in ("q", "k", "v"):
+            reads[Receiver(kind, *at)] = weights[f"{own}.{kind}.weight"][rows].any(0)
+    for layer in compiled.neurons:
+        writes[Sender("mlp", layer)] = weights[f"layers.{layer}.mlp.fc_out.weight"].any(1)
+        reads[Receiver("mlp", layer)] = weights[f"layers.{layer}.mlp.fc_in.weight"].any(0)
+    nothing = torch.zeros(len(compiled.layout.directions), dtype=torch.bool)
+    return [e for e in graph if (writes.get(e.sender, nothing) & reads.get(e.receiver, nothing)).any()]
 
 
 def truth(
@@ -105,8 +100,8 @@ def truth(
     if len(free) > MOST:
         return Truth(needed, _reduced(trial, every, free), exhaustive, trial.size)
     found: list[frozenset[Edge]] = []
-    for size in range(len(free) + 1):
-        sets = [frozenset(c) for c in itertools.combinations(free, size) if not any(f <= frozenset(c) for f in found)]
+    for n in range(len(free) + 1):
+        sets = [frozenset(c) for c in itertools.combinations(free, n) if not any(f <= frozenset(c) for f in found)]
         for some in _parts(sets, 512):
             masks = torch.stack([graph.masked(base | c) for c in some])
             found += [c for c, ok in zip(some, trial.right(masks).tolist(), strict=True) if ok]

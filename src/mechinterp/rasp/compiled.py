@@ -83,16 +83,17 @@ class Compiled:
 
     def save(self, folder: str | Path) -> None:
         """Write the transformer into a folder that `models.load` reads; its words are those of `tokens`."""
-        save_native(Path(folder), self.shape, self.weights, self._words)
-
-    @property
-    def _words(self) -> list[str]:
-        return [BOS, PAD, *map(str, self.vocabulary)]
+        save_native(Path(folder), self.shape, self.weights, words(self.vocabulary))
 
     def read(self, stream: Float[Tensor, " d_model"], *, above: float = 0.01) -> dict[str, float]:
         """What a vector of the stream says, by the names of its directions."""
         pairs = zip(self.layout.directions, stream.tolist(), strict=True)
         return {str(d): value for d, value in pairs if abs(value) > above}
+
+
+def words(vocabulary: Sequence[Value]) -> list[str]:
+    """A compiled model's tokens as text, in the order of their ids."""
+    return [BOS, PAD, *map(str, vocabulary)]
 
 
 def compile_program(
@@ -135,7 +136,7 @@ def compile_program(
             layer = layout.half[sop] // 2
             neurons[layer] = (*neurons.get(layer, ()), sop)
     shape, made = _weights(layout, heads, neurons, vocabulary, max_len, causal, coldness, exactness)
-    model = native(shape, made, [BOS, PAD, *map(str, vocabulary)], name="rasp")
+    model = native(shape, made, words(vocabulary), name="rasp")
     return Compiled(program, model, vocabulary, max_len, causal, layout, heads, neurons, shape, made)
 
 

@@ -115,7 +115,7 @@ def train(
         with torch.no_grad():
             logits, told = model(tokens, None)
         ours, said = model(tokens, W)
-        loss = model.output_loss(ours, logits) + layer_weight * _layer_loss(said, told)
+        loss = _output_loss(ours, logits) + layer_weight * _layer_loss(said, told)
         loss.sum().backward()
         assert W.grad is not None
         W.grad *= keep[..., None]
@@ -143,7 +143,7 @@ def quality(compiled: Compiled, W: Float[Tensor, "run d d_model"], tokens: Int[T
     expected = compiled.decode(logits)
     right = [[_agree(compiled, a, b) for a, b in zip(compiled.decode(run), expected, strict=True)] for run in ours]
     cosine = torch.stack([_cosine(a[:, :, 1:], b[:, 1:]) for a, b in zip(said, told, strict=True)], -1)
-    return Quality(model.output_loss(ours, logits), _layer_loss(said, told), torch.tensor(right).mean(-1), cosine)
+    return Quality(_output_loss(ours, logits), _layer_loss(said, told), torch.tensor(right).mean(-1), cosine)
 
 
 def _agree(compiled: Compiled, ours: list[object], expected: list[object]) -> float:
@@ -159,6 +159,11 @@ def _cosine(ours: Tensor, original: Tensor) -> Float[Tensor, " run"]:
     return torch.nn.functional.cosine_similarity(ours.flatten(1), original.flatten()[None], dim=1)
 
 
+def _output_loss(ours: Tensor, original: Tensor) -> Float[Tensor, " run"]:
+    """Mean squared error of the logits; `<bos>`, whose output means nothing, left out."""
+    return (ours - original)[:, :, 1:].square().mean((1, 2, 3))
+
+
 def _layer_loss(ours: list[Tensor], original: list[Tensor]) -> Float[Tensor, " run"]:
     """Mean over inputs and positions of the squared distance, summed over half-layers."""
     each = [(a - b).square().sum(-1).mean((1, 2)) for a, b in zip(ours, original, strict=True)]
@@ -169,12 +174,11 @@ def _layer_loss(ours: list[Tensor], original: list[Tensor]) -> Float[Tensor, " r
 class _Model:
     """The frozen blocks of a compiled model around a stream of any width."""
 
-    compiled: Compiled
     anatomy: Anatomy
 
     @classmethod
     def of(cls, compiled: Compiled) -> "_Model":
-        return cls(compiled, Anatomy.of(compiled.model, bidirectional=True))
+        return cls(Anatomy.of(compiled.model, bidirectional=True))
 
     def __call__(self, tokens: Tensor, W: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """Logits, and what every half-layer writes in the original's directions; [run ...] if there is a W."""
@@ -189,7 +193,3 @@ class _Model:
             said.append(layer.mlp(read(z)))
             z = z + write(said[-1])
         return self.anatomy.read(read(z)), said
-
-    def output_loss(self, ours: Tensor, logits: Tensor) -> Float[Tensor, " run"]:
-        """Mean squared error of the logits; `<bos>`, whose output means nothing, left out."""
-        return (ours - logits)[:, :, 1:].square().mean((1, 2, 3))

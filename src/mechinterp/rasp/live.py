@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mechinterp.anatomy import size
-from mechinterp.rasp.compiled import Compiled
+from mechinterp.rasp.compiled import Compiled, words
 from mechinterp.rasp.language import SOp, Value
-from mechinterp.rasp.layout import BOS, PAD
 
 
 def page(compiled: Compiled, start: Sequence[Value], says: str) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def page(compiled: Compiled, start: Sequence[Value], says: str) -> dict[str, Any
     sizes, weights = size(compiled.model), compiled.weights
     return {
         "says": says,
-        "words": [BOS, PAD, *map(str, compiled.vocabulary)],
+        "words": words(compiled.vocabulary),
         "start": [str(x) for x in start],
         "max_len": compiled.max_len,
         "causal": compiled.causal,
@@ -38,25 +38,14 @@ def page(compiled: Compiled, start: Sequence[Value], says: str) -> dict[str, Any
 
 
 def _layer(compiled: Compiled, layer: int) -> dict[str, Any]:
-    n = size(compiled.model).d_head
-
-    def part(name: str) -> Tensor | None:
-        return compiled.weights.get(f"layers.{layer}.{name}.weight")
-
+    n, nothing = size(compiled.model).d_head, torch.zeros(0, len(compiled.layout.directions))
+    own = {name.removeprefix(f"layers.{layer}."): w for name, w in compiled.weights.items()}
     heads = []
-    for at in compiled.heads:
-        if at.layer == layer:
-            rows = slice(at.head * n, (at.head + 1) * n)
-            read = {name: part(f"attn.{name}") for name in "qkv"}
-            written = part("attn.o")
-            assert written is not None
-            heads.append(
-                {name: _entries(w[rows].T) for name, w in read.items() if w is not None}
-                | {"o": _entries(written[:, rows].T)}
-            )
-    into, out = part("mlp.fc_in"), part("mlp.fc_out")
-    if into is None or out is None:
-        return {"heads": heads, "neurons": 0, "read": [], "write": []}
+    for at in (at for at in compiled.heads if at.layer == layer):
+        rows = slice(at.head * n, (at.head + 1) * n)
+        read = {name: _entries(own[f"attn.{name}.weight"][rows].T) for name in "qkv"}
+        heads.append(read | {"o": _entries(own["attn.o.weight"][:, rows].T)})
+    into, out = own.get("mlp.fc_in.weight", nothing), own.get("mlp.fc_out.weight", nothing.T)
     return {"heads": heads, "neurons": len(into), "read": _entries(into.T), "write": _entries(out.T)}
 
 

@@ -7,8 +7,6 @@ reads: each run's matrix, and how its model does on all inputs of the longest le
 """
 
 import argparse
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mechinterp.arithmetic import arithmetic
-from mechinterp.files import atomic_write
+from mechinterp.files import atomic_write, read_parts, sha256_of, write_parts
 from mechinterp.rasp.compiled import Compiled, compile_program
 from mechinterp.rasp.compression import Compression, Quality, all_inputs, begin, quality, train
 from mechinterp.rasp.library import programs
@@ -80,16 +78,14 @@ def run(scale: str, name: str, folder: Path) -> Compression:
 def export(scale: str, folder: Path, names: Sequence[str]) -> Path:
     """Write the trained matrices of some programs into the package's file of a scale; others in it stay."""
     path = MEASURED / f"{scale}.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
+    found = read_parts(path)
     for name in names:
         done = run(scale, name, folder)
         found[name] = [
             {"d": d, "seed": seed, "W": [[round(x, 4) for x in row] for row in W[:d].tolist()]}
             for d, seed, W in zip(done.dims, done.seeds, done.W, strict=True)
         ]
-    path.parent.mkdir(exist_ok=True)
-    text = json.dumps(dict(sorted(found.items())), separators=(",", ":")).replace('{"d"', '\n{"d"')
-    atomic_write(path, (text + "\n").encode())
+    write_parts(path, dict(sorted(found.items())), first="d")
     return path
 
 
@@ -121,8 +117,7 @@ def measured(name: str, scale: str) -> Measured:
 
     Errors: `ValueError` if this program has not been compressed at this scale.
     """
-    path = MEASURED / f"{scale}.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
+    found = read_parts(MEASURED / f"{scale}.json")
     if name not in found:
         raise ValueError(
             f"{name} has not been compressed at {scale} scale: python -m mechinterp.rasp.study {scale} --only {name} "
@@ -137,9 +132,7 @@ def measured(name: str, scale: str) -> Measured:
 
 def describe(scale: str) -> dict[str, str]:
     """Name and hash of the measurements of a scale, in the place of a model's in a chapter's results."""
-    path = MEASURED / f"{scale}.json"
-    digest = hashlib.sha256(path.read_bytes() if path.exists() else b"").hexdigest()
-    return {"name": "compiled here", "sha256": digest}
+    return {"name": "compiled here", "sha256": sha256_of(MEASURED / f"{scale}.json")}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

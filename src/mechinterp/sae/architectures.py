@@ -195,9 +195,6 @@ def initial(kind: str, d_in: int, d_sae: int, *, seed: int, threshold: float = 1
     # He-uniform rows made unit: the bound does not matter.
     rows = torch.rand(d_sae, d_in, generator=generator) * 2 - 1
     W_dec = rows / rows.norm(dim=1, keepdim=True)
-    scale = (
-        1.0
-        if KINDS[kind].takes_k and k is None
-        else 1 / (1 + d_sae / d_in * _energy(1 / 2 if k is None else k / d_sae))
-    )
+    share = 1 / 2 if k is None else k / d_sae
+    scale = 1.0 if KINDS[kind].takes_k and k is None else 1 / (1 + d_sae / d_in * _energy(share))
     return {"W_enc": scale * W_dec.T.contiguous(), "W_dec": W_dec, "b_dec": torch.zeros(d_in)} | own

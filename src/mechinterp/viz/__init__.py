@@ -3,17 +3,16 @@
 from mechinterp.viz.attention import AttentionView, attention
 from mechinterp.viz.explorer import Menu, TokenExplorer, menu, token_explorer
 from mechinterp.viz.figure import Figure
+from mechinterp.viz.graphs import circuit_graph, wiring_graph
 from mechinterp.viz.machine import Machines, machines
 from mechinterp.viz.plots import (
     attention_map,
     bars,
-    circuit_graph,
     curves,
     head_map,
     histogram,
     moving_points,
     scatter,
-    wiring_graph,
 )
 
 __all__ = [

@@ -1,12 +1,15 @@
 """A plotly figure and its caption, shown the same way in a notebook, on Colab and on the site."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from textwrap import wrap
 
 import plotly.graph_objects as go
 import plotly.io as pio
+
+from mechinterp.heads import Head
 
 PALETTE = ("#3b6fb6", "#d1662f", "#3d9970", "#8c5fb3", "#b5467c", "#8a7a2e", "#4a9db5", "#7f7f7f")
 """Colours of series: told apart by colour-blind readers, readable on white and on black."""
@@ -89,6 +92,12 @@ def with_caption(body: str, caption: str) -> str:
 def lines_of(title: str | None) -> list[str]:
     """A title in lines that fit beside a plot of 300 pixels; a line break of its own stays."""
     return [line for part in (title or "").split("<br>") for line in wrap(part, 34)]
+
+
+def head_label(head: Head, roles: Mapping[Head, str] | None, noun: str = "head") -> str:
+    """A head's name with its role, if it has one."""
+    role = (roles or {}).get(head)
+    return f"{noun} {head}" + (f", {role}" if role else "")
 
 
 def finish(plot: go.Figure, title: str, caption: str, height: int) -> Figure:

@@ -10,7 +10,6 @@ moment; two at a time share their activations, with `--only`. Setting
 
 import argparse
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +24,7 @@ from tqdm.auto import tqdm
 
 from mechinterp.arithmetic import arithmetic
 from mechinterp.datasets.text import from_hub, generated_rows, packed_rows, sample
-from mechinterp.files import atomic_write
+from mechinterp.files import read_parts, write_parts
 from mechinterp.sae.architectures import SAE
 from mechinterp.sae.files import released
 from mechinterp.sae.files.formats import save
@@ -171,17 +170,14 @@ def _digits(x: float) -> float | None:
 def export(scale: ScaleName, only: Sequence[str], model: Any, rows: Int[Tensor, "row pos"], out: Path) -> Path:
     """Summarise finished sweeps into the package's file of a scale (others in it stay), and ship some SAEs."""
     path = MEASURED / f"{scale}.json"
-    path.parent.mkdir(exist_ok=True)
-    found = json.loads(path.read_text()) if path.exists() else {}
+    found = read_parts(path)
     at = lru_cache(partial(held_out, scale=scale, model=model))
     for name in only:
         trained = run_sweep(name, scale, model, rows, out)
         found[name] = summary(trained, model, {hook: at(hook, in_model(name)) for hook in sweep_sites(trained)})
         for folder, sae in examples(name, trained) if PLANS[scale].ships else ():
             save(sae, released.SHIPPED / PLANS[scale].model / folder, dtype=torch.float16)
-        ordered = {name: found[name] for name in SWEEPS if name in found}
-        lines = json.dumps(ordered, separators=(",", ":")).replace('{"kind"', '\n{"kind"')
-        atomic_write(path, (lines + "\n").encode())
+        write_parts(path, {name: found[name] for name in SWEEPS if name in found}, first="kind")
     return path
 
 
@@ -223,8 +219,7 @@ def measured(name: str, scale: ScaleName) -> Measured:
     Errors: `ValueError` if that sweep has not been run at that scale.
     """
     sweep(name, scale)
-    path = MEASURED / f"{scale}.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
+    found = read_parts(MEASURED / f"{scale}.json")
     if name not in found:
         raise ValueError(
             f"sweep {name!r} has not been run at {scale} scale: python -m mechinterp.sae.study {scale} "
@@ -243,7 +238,7 @@ def by_library(kind: str, steps: int) -> dict[str, list[dict[str, Any]]]:
 
     Errors: `ValueError` for a kind or a number of steps that has not been run.
     """
-    found = json.loads(LIBRARIES_FILE.read_text()) if LIBRARIES_FILE.exists() else {}
+    found = read_parts(LIBRARIES_FILE)
     if f"{kind} {steps}" not in found:
         raise ValueError(f"no comparison of {kind} SAEs with {steps} steps; there are: {', '.join(found) or 'none'}")
     return found[f"{kind} {steps}"]
