@@ -28,12 +28,10 @@ def test_the_cosine_is_that_of_a_whole_half_layer():
     half[flag] *= 2**-0.5
     found = quality(FRAC, half[None], tokens)
     assert found.cosine[0, 1].item() == pytest.approx(1, abs=1e-5), "a half of the number is written everywhere"
-    shares = torch.tensor(FRAC.decode(FRAC.model(tokens)))
     shifted = torch.eye(14)
     shifted[flag, FRAC.layout.directions.index(("one", None))] = 1.0
     other = quality(FRAC, shifted[None], tokens)
     assert other.cosine[0, 2] < 0.99
-    assert shares.std() > 0
 
 
 def test_a_stream_of_nothing_says_nothing():

@@ -5,10 +5,11 @@ library at the paper's sizes. Lab scale takes fewer programs and shorter trainin
 are second-hand and marked unverified.
 """
 
+from functools import partial
+
 from mechinterp.claims.expectations import Range
 from mechinterp.claims.statement import Claim, Revision
 
-_LAPTOP = "needs no pretrained model: see the paper-scale run"
 _SEEN = "the package's tests had measured it before the claim was stated"
 
 _BY_POSITION = "the same bound, with the cosine taken position by position"
@@ -16,6 +17,8 @@ _DEGENERATE = (
     "Each half-layer of frac_prevs writes a single number, so that the cosine at a position is 1 or -1 at any size: "
     "the first run gave 1.000 throughout."
 )
+
+_claim = partial(Claim, why_not_laptop="needs no pretrained model: see the paper-scale run")
 
 
 def _near(value: float, by: float) -> Range:
@@ -39,7 +42,7 @@ _ROLES = {"previous token (shift_by)": Range(0.95), "duplicate token (hist)": _n
 
 
 COMPILED_TRANSFORMERS: tuple[Claim, ...] = (
-    Claim(
+    _claim(
         id="TR-1",
         statement="a compiled model computes its program exactly",
         paper_value="exact; numbers to about 0.01",
@@ -49,10 +52,9 @@ COMPILED_TRANSFORMERS: tuple[Claim, ...] = (
         null="one head or MLP of a program silenced, each in its turn",
         paper={"exact": Range(1), "error": Range(hi=0.02)},
         lab={"exact": Range(1), "error": Range(hi=0.02)},
-        why_not_laptop=_LAPTOP,
         seen_before=_SEEN,
     ),
-    Claim(
+    _claim(
         id="TR-2",
         statement="frac_prevs takes 14 dimensions for four letters and five positions",
         paper_value="14",
@@ -61,10 +63,9 @@ COMPILED_TRANSFORMERS: tuple[Claim, ...] = (
         null="the same program for five letters",
         paper=_near(14, 0),
         lab=_near(14, 0),
-        why_not_laptop=_LAPTOP,
         seen_before=_SEEN,
     ),
-    Claim(
+    _claim(
         id="TR-3",
         statement="a head that counts writes 1 / (width + 1)",
         paper_value="1 / (d + 1)",
@@ -74,10 +75,9 @@ COMPILED_TRANSFORMERS: tuple[Claim, ...] = (
         "not 100",
         paper=Range(hi=1e-3),
         lab=Range(hi=1e-3),
-        why_not_laptop=_LAPTOP,
         seen_before=_SEEN,
     ),
-    Claim(
+    _claim(
         id="TR-4",
         statement="a selected key scores 100 / √d_head, and <bos> half of that",
         paper_value="37.796 and 18.898 for frac_prevs, 28.87 and 14.43 for reverse",
@@ -86,10 +86,9 @@ COMPILED_TRANSFORMERS: tuple[Claim, ...] = (
         null="the same programs with the other's d_head",
         paper=dict(_SCORES),
         lab=dict(_SCORES),
-        why_not_laptop=_LAPTOP,
         seen_before=_SEEN,
     ),
-    Claim(
+    _claim(
         id="TR-5",
         statement="ACDC recovers compiled circuits under zero ablation",
         paper_value="edge AUC 1.000 (reverse, xproportion)",
@@ -99,9 +98,8 @@ COMPILED_TRANSFORMERS: tuple[Claim, ...] = (
         paper=None,
         why_not_paper="asked where circuit discovery is",
         why_not_lab="asked where circuit discovery is",
-        why_not_laptop=_LAPTOP,
     ),
-    Claim(
+    _claim(
         id="TR-6",
         statement="frac_prevs can be compressed: its output survives in four dimensions fewer",
         paper_value="little error from about 6 to 8 of 14 dimensions on",
@@ -111,11 +109,10 @@ COMPILED_TRANSFORMERS: tuple[Claim, ...] = (
         null="random orthonormal matrices of the same size, not trained",
         paper={"unexplained": Range(hi=0.01), "trend": Range(hi=-0.7)},
         lab={"unexplained": Range(hi=0.05), "trend": Range(hi=-0.7)},
-        why_not_laptop=_LAPTOP,
         unverified=True,
         seen_before="a test had trained one seed at d = 6 for 400 steps",
     ),
-    Claim(
+    _claim(
         id="TR-7",
         statement="the more it is compressed, the less a model computes as the original does",
         paper_value="cosine similarity of layer outputs drops",
@@ -125,11 +122,10 @@ COMPILED_TRANSFORMERS: tuple[Claim, ...] = (
         null="sizes permuted within each seed",
         paper=Range(0.7),
         lab=Range(0.7),
-        why_not_laptop=_LAPTOP,
         unverified=True,
         revised=tuple(Revision("2026-11-29", scale, _BY_POSITION, _DEGENERATE) for scale in ("paper", "lab")),
     ),
-    Claim(
+    _claim(
         id="TR-8",
         statement="small programs take few layers and heads",
         paper_value="1 to 5 layers of one or two heads for nine programs",
@@ -138,10 +134,9 @@ COMPILED_TRANSFORMERS: tuple[Claim, ...] = (
         null="each program against the sizes of another one",
         paper=_near(9, 0),
         lab=_near(9, 0),
-        why_not_laptop=_LAPTOP,
         seen_before=_SEEN,
     ),
-    Claim(
+    _claim(
         id="TR-W1",
         statement="which edges a program needs depends on the ablation",
         paper_value="reverse: 10 under zero, 2 under resampling; frac_prevs: 5 and 3",
@@ -150,22 +145,9 @@ COMPILED_TRANSFORMERS: tuple[Claim, ...] = (
         null="the edges along which anything flows, whatever the ablation",
         paper=dict(_EDGES),
         lab=dict(_EDGES),
-        why_not_laptop=_LAPTOP,
         seen_before=_SEEN,
     ),
-    Claim(
-        id="TR-W2",
-        statement="no other edges do as well: random sets of as many are wrong",
-        paper_value="—",
-        where="own test",
-        measure="fraction of random sets of edges, along which something flows and as many as the circuit's, that are "
-        "right on all inputs; mean over programs, resampling",
-        null="a positive control that must exceed it: the circuit with as many further edges, drawn at random",
-        paper=Range(hi=0.05),
-        lab=Range(hi=0.05),
-        why_not_laptop=_LAPTOP,
-    ),
-    Claim(
+    _claim(
         id="TR-W3",
         statement="activation patching finds a program's heads and MLPs",
         paper_value="—",
@@ -175,9 +157,8 @@ COMPILED_TRANSFORMERS: tuple[Claim, ...] = (
         null="as many heads and MLPs of the same programs, drawn at random",
         paper=dict(_FOUND),
         lab=dict(_FOUND),
-        why_not_laptop=_LAPTOP,
     ),
-    Claim(
+    _claim(
         id="TR-W4",
         statement="the direct path to the logits shows the last step only",
         paper_value="—",
@@ -186,9 +167,8 @@ COMPILED_TRANSFORMERS: tuple[Claim, ...] = (
         null="a positive control that must exceed it: activation patching",
         paper=Range(hi=0.7),
         lab=Range(hi=0.7),
-        why_not_laptop=_LAPTOP,
     ),
-    Claim(
+    _claim(
         id="TR-W5",
         statement="a head's role comes out right from its attention",
         paper_value="—",
@@ -198,9 +178,8 @@ COMPILED_TRANSFORMERS: tuple[Claim, ...] = (
         null="heads of the other programs",
         paper=dict(_ROLES),
         lab=dict(_ROLES),
-        why_not_laptop=_LAPTOP,
     ),
-    Claim(
+    _claim(
         id="TR-W6",
         statement="a sparse autoencoder finds the variables of a compressed stream",
         paper_value="—",
@@ -211,9 +190,8 @@ COMPILED_TRANSFORMERS: tuple[Claim, ...] = (
         drift=0.03,
         paper=Range(0.9),
         lab=Range(0.9),
-        why_not_laptop=_LAPTOP,
     ),
-    Claim(
+    _claim(
         id="TR-W7",
         statement="compression drops what nothing reads",
         paper_value="the heat map of WᵀW shows unused directions merged or dropped",
@@ -223,10 +201,9 @@ COMPILED_TRANSFORMERS: tuple[Claim, ...] = (
         null="Gaussian matrices of the same size, as training begins",
         paper=Range(hi=0.5),
         lab=Range(hi=0.5),
-        why_not_laptop=_LAPTOP,
         unverified=True,
     ),
-    Claim(
+    _claim(
         id="TR-W8",
         statement="a trained compression is more than a principal subspace",
         paper_value="—",
@@ -236,6 +213,5 @@ COMPILED_TRANSFORMERS: tuple[Claim, ...] = (
         null="random orthonormal matrices in place of the trained ones",
         paper=Range(hi=-0.3),
         lab=Range(hi=-0.3),
-        why_not_laptop=_LAPTOP,
     ),
 )
