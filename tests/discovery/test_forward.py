@@ -34,6 +34,35 @@ def test_everything_on_is_the_model_and_everything_off_the_other_prompt(family):
     torch.testing.assert_close(mixed, torch.stack([on[0], off[1], on[2]]), atol=2e-4, rtol=1e-4)
 
 
+def test_prompts_elsewhere_positions_read_and_batches_change_nothing(family):
+    _, model = family
+    clean, corrupt = prompts(model)
+    graph, at = Graph.of(model), torch.tensor([6, 2, 4])
+    some = torch.rand(graph.mask.shape, generator=torch.Generator().manual_seed(2)) < 0.5
+    whole = patched_logits(model, clean, some, said(model, corrupt))
+    assert (whole - model(clean)).abs().max() > 1e-3
+    parts = patched_logits(model, clean, some, corrupt, batch_size=2)
+    torch.testing.assert_close(parts, whole, atol=2e-5, rtol=1e-4)
+    read = patched_logits(model, clean, some, corrupt, at=at, batch_size=1)
+    torch.testing.assert_close(read, whole[torch.arange(3), at], atol=2e-5, rtol=1e-4)
+    each = patched_logits(model, clean, some.expand(3, 7, -1, -1), corrupt)
+    torch.testing.assert_close(each, whole, atol=2e-5, rtol=1e-4)
+
+
+def test_edges_by_position_are_those_of_prompts_that_differ_there_only(family):
+    """With the other prompt the same but for a position, an edge from the input is off at that position only."""
+    _, model = family
+    clean, corrupt = prompts(model)
+    graph = Graph.of(model)
+    on = graph.mask & ~graph.masked(["input→m0", "input→a1.1.q"])
+    here = torch.arange(7)[:, None, None] != 2
+    ours = patched_logits(model, clean, (on | here)[None] & graph.mask, corrupt)
+    other = clean.clone()
+    other[:, 2] = corrupt[:, 2]
+    torch.testing.assert_close(ours, patched_logits(model, clean, on, other), atol=2e-4, rtol=1e-4)
+    assert (ours - model(clean)).abs().max() > 1e-3
+
+
 def test_what_is_said_adds_up_to_the_stream(family):
     _, model = family
     clean, _ = prompts(model)

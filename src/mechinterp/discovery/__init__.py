@@ -2,5 +2,6 @@
 
 from mechinterp.discovery.forward import patched_logits, said
 from mechinterp.discovery.graph import Edge, Graph, Receiver, Sender
+from mechinterp.discovery.scores import Scores
 
-__all__ = ["Edge", "Graph", "Receiver", "Sender", "patched_logits", "said"]
+__all__ = ["Edge", "Graph", "Receiver", "Scores", "Sender", "patched_logits", "said"]

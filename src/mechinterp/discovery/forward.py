@@ -16,6 +16,10 @@ from mechinterp.discovery.graph import Graph, Receiver
 if TYPE_CHECKING:
     from mechinterp.anatomy import Layer
 
+Elsewhere = Float[Tensor, "*prompt pos sender d_model"] | Int[Tensor, "prompt pos"] | None
+"""What flows along edges that are off: messages as `said` gives them; the prompts on which they are said, aligned with
+those at hand (resample ablation); or None, nothing (zero ablation)."""
+
 
 @torch.no_grad()
 def said(model: Any, tokens: Int[Tensor, "prompt pos"]) -> Float[Tensor, "prompt pos sender d_model"]:
@@ -24,73 +28,153 @@ def said(model: Any, tokens: Int[Tensor, "prompt pos"]) -> Float[Tensor, "prompt
     Errors: as of `Anatomy.of`.
     """
     anatomy = Anatomy.of(model, tokens.shape[-1], bidirectional=True)
-    graph = Graph.of(anatomy)
-    found, _ = _pass(anatomy, graph, tokens, graph.mask, None)
-    return found
+    return messages(anatomy, Graph.of(anatomy), tokens)[0]
 
 
 @torch.no_grad()
 def patched_logits(
     model: Any,
     tokens: Int[Tensor, "prompt pos"],
-    on: Bool[Tensor, "*prompt sender receiver"],
-    elsewhere: Float[Tensor, "*prompt pos sender d_model"] | None,
-) -> Float[Tensor, "prompt pos d_vocab_out"]:
+    on: Bool[Tensor, "*prompt_pos sender receiver"],
+    elsewhere: Elsewhere,
+    *,
+    at: Int[Tensor, " prompt"] | None = None,
+    batch_size: int = 64,
+) -> Float[Tensor, "prompt *pos d_vocab_out"]:
     """Logits with some edges on and all others off.
 
     Args:
-        on: the edges that are on, the same for all prompts or one mask for each; as `Graph.masked` makes them.
-        elsewhere: what senders say along edges that are off, as `said` gives it; None: nothing (zero ablation).
+        on: the edges that are on, as `Graph.masked` makes them: [sender receiver] for all prompts, [prompt sender
+            receiver] for each its own, or [prompt pos sender receiver] position by position (an edge leads from a
+            sender's message at a position to the receiver at the same one); a first axis of 1 is for all prompts.
+        elsewhere: what flows along edges that are off.
+        at: the position of each prompt whose logits are wanted; None: all, [prompt pos d_vocab_out].
+        batch_size: prompts at a time; changes no result. Memory: two times [batch pos sender d_model].
 
     Errors: `ValueError` for another shape; as of `Anatomy.of`.
     """
     anatomy = Anatomy.of(model, tokens.shape[-1], bidirectional=True)
     graph = Graph.of(anatomy)
-    if on.shape[-2:] != graph.mask.shape or on.ndim > 3 or (on.ndim == 3 and len(on) not in (1, len(tokens))):
-        raise ValueError(f"the edges have the shape {tuple(on.shape)}; expected {[len(tokens), *graph.mask.shape]}")
-    size = (tokens.shape[-1], len(graph.senders), anatomy.size.d_model)
-    if elsewhere is not None and (elsewhere.shape[-3:] != size or elsewhere.shape[:-3] not in ((), (len(tokens),))):
+    (n, length), d_model = tokens.shape, anatomy.size.d_model
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    if on.shape[-2:] != graph.mask.shape or on.shape[:-2] not in _leading(n, length):
+        raise ValueError(f"the edges have the shape {tuple(on.shape)}; expected {[n, *graph.mask.shape]}")
+    check_elsewhere(elsewhere, tokens, graph, d_model)
+    on = (on & graph.mask.to(on.device)).to(anatomy.device)
+    on = on[(None,) * (4 - on.ndim)] if on.ndim < 3 else on[:, None] if on.ndim == 3 else on
+    found = []
+    for rows in torch.arange(n, device=tokens.device).split(batch_size):
+        some = tokens[rows]
+        there = at_rows(anatomy, graph, elsewhere, rows)
+        edges = on if len(on) == 1 else on[rows]
+        stream = _patched(anatomy, graph, some, edges, there)
+        found.append(
+            anatomy.unembed(stream if at is None else stream[torch.arange(len(some)), at[rows].to(some.device)])
+        )
+    return torch.cat(found)
+
+
+def _leading(n: int, length: int) -> list[tuple[int, ...]]:
+    """Leading shapes that a mask of edges may have."""
+    return [(), *((k,) for k in (1, n)), *((k, m) for k in (1, n) for m in (1, length))]
+
+
+def check_elsewhere(elsewhere: Any, tokens: Tensor, graph: Graph, d_model: int) -> None:
+    """`ValueError` unless what is said elsewhere fits the prompts and the graph."""
+    if elsewhere is None:
+        return
+    if not elsewhere.is_floating_point():
+        if elsewhere.shape != tokens.shape:
+            raise ValueError(
+                f"prompts and corrupted prompts differ in shape: {tuple(tokens.shape)} and {tuple(elsewhere.shape)}; "
+                "they must be aligned token by token"
+            )
+        return
+    size = (tokens.shape[-1], len(graph.senders), d_model)
+    if elsewhere.shape[-3:] != size or elsewhere.shape[:-3] not in ((), (1,), (len(tokens),)):
         raise ValueError(
             f"what is said elsewhere has the shape {tuple(elsewhere.shape)}; expected {[len(tokens), *size]}"
         )
-    _, stream = _pass(anatomy, graph, tokens, on & graph.mask, elsewhere)
-    return anatomy.unembed(stream)
 
 
-def _pass(
-    anatomy: Anatomy, graph: Graph, tokens: Tensor, on: Tensor, elsewhere: Tensor | None
+def at_rows(
+    anatomy: Anatomy, graph: Graph, elsewhere: Elsewhere, rows: Int[Tensor, " some"]
+) -> Float[Tensor, "*some pos sender d_model"] | None:
+    """The messages elsewhere for some of the prompts, made if prompts are given."""
+    if elsewhere is None:
+        return None
+    if not elsewhere.is_floating_point():
+        return messages(anatomy, graph, elsewhere[rows])[0]
+    return elsewhere[rows] if elsewhere.ndim == 4 and len(elsewhere) > 1 else elsewhere
+
+
+@torch.no_grad()
+def messages(
+    anatomy: Anatomy, graph: Graph, tokens: Int[Tensor, "prompt pos"]
 ) -> tuple[Float[Tensor, "prompt pos sender d_model"], Float[Tensor, "prompt pos d_model"]]:
-    """What every sender says, and the stream that the logits read."""
+    """What every sender writes in a plain pass, and the final stream."""
     x = anatomy.embed(tokens)
-    n, d_model = len(graph.senders), x.shape[-1]
-    here = x.new_zeros(*tokens.shape, n, d_model)
-    other = x.new_zeros(1, 1, n, d_model) if elsewhere is None else elsewhere.to(x)
-    other = other.expand(len(tokens), tokens.shape[-1], n, d_model)
-    weight = on.to(x).expand(len(tokens), *graph.mask.shape)
+    found = x.new_empty(*tokens.shape, len(graph.senders), x.shape[-1])
+    found[:, :, 0], at = x, 1
+    for layer in anatomy.layers:
+        z, n = layer.heads(x), layer.n_heads
+        heads, bias = by_head(layer, z)
+        found[:, :, at : at + n] = heads
+        mid = x + heads.sum(2) + bias
+        found[:, :, at + n] = layer.mlp(x if layer.parallel else mid)
+        x, at = mid + found[:, :, at + n], at + n + 1
+    return found, x
+
+
+def _patched(
+    anatomy: Anatomy,
+    graph: Graph,
+    tokens: Int[Tensor, "prompt pos"],
+    on: Bool[Tensor, "#prompt #pos sender receiver"],
+    other: Float[Tensor, "*prompt pos sender d_model"] | None,
+) -> Float[Tensor, "prompt pos d_model"]:
+    """The stream that the logits read."""
+    x = anatomy.embed(tokens)
+    weight = on.to(x).expand(-1, tokens.shape[-1] if on.shape[1] > 1 else 1, -1, -1)
+    common = weight.shape[0] == weight.shape[1] == 1
     column = {receiver: i for i, receiver in enumerate(graph.receivers)}
-    biases = x.new_zeros(d_model)
-    here[:, :, 0] = x
     positions = torch.arange(tokens.shape[-1], device=x.device)
+    # By how much each sender's message differs from what it says elsewhere, and the sum of what is said elsewhere.
+    change = x.new_empty(*tokens.shape, len(graph.senders), x.shape[-1])
+    off, at = torch.zeros_like(x), 0
+
+    def say(message: Float[Tensor, "prompt pos some d_model"]) -> None:
+        nonlocal off, at
+        n = message.shape[2]
+        there = None if other is None else other[..., at : at + n, :].to(x)
+        change[:, :, at : at + n] = message if there is None else message - there
+        off, at = off if there is None else off + there.sum(-2), at + n
 
     def heard(receivers: list[Receiver]) -> Float[Tensor, "prompt pos receiver d_model"]:
         """The stream as each of some receivers, that come after the same senders, sees it."""
         before = graph.before(receivers[0])
-        edges = weight[:, :before, [column[r] for r in receivers]]
-        change = torch.einsum("npsd,nsr->nprd", here[:, :, :before] - other[:, :, :before], edges)
-        return change + (other[:, :, :before].sum(2) + biases)[:, :, None]
+        edges = weight[:, :, :before, [column[r] for r in receivers]]
+        if common:
+            flows = torch.einsum("npsd,sr->nprd", change[:, :, :before], edges[0, 0])
+        else:
+            flows = edges.transpose(-1, -2) @ change[:, :, :before]
+        return flows + off[:, :, None]
 
-    at = 1
+    say(x[:, :, None])
     for i, layer in enumerate(anatomy.layers):
         q, k, v = (_inputs(layer, name, heard, positions) for name in ("q", "k", "v"))
-        heads, bias = _heads(layer, layer.attend(q, k, v, positions))
-        here[:, :, at : at + layer.n_heads] = heads
-        if not layer.parallel:
-            biases = biases + bias
-        here[:, :, at + layer.n_heads] = layer.mlp(heard([Receiver("mlp", i)])[:, :, 0])
+        heads, bias = by_head(layer, layer.attend(q, k, v, positions))
         if layer.parallel:
-            biases = biases + bias
-        at += layer.n_heads + 1
-    return here, heard([Receiver("logits")])[:, :, 0]
+            added = layer.mlp(heard([Receiver("mlp", i)])[:, :, 0])
+            say(heads)
+            off = off + bias
+        else:
+            say(heads)
+            off = off + bias
+            added = layer.mlp(heard([Receiver("mlp", i)])[:, :, 0])
+        say(added[:, :, None])
+    return heard([Receiver("logits")])[:, :, 0]
 
 
 def _inputs(layer: "Layer", name: Input, heard: Any, positions: Tensor) -> Float[Tensor, "prompt pos head d_head"]:
@@ -104,7 +188,7 @@ def _inputs(layer: "Layer", name: Input, heard: Any, positions: Tensor) -> Float
     return layer.ready(name, made, positions)
 
 
-def _heads(layer: "Layer", z: Tensor) -> tuple[Float[Tensor, "prompt pos head d_model"], Tensor]:
+def by_head(layer: "Layer", z: Tensor) -> tuple[Float[Tensor, "prompt pos head d_model"], Tensor]:
     """What each head adds to the stream, and what their common bias adds; a post norm's scale is that of their sum."""
     each = layer.outputs(z, range(layer.n_heads)).movedim(0, 2)
     bias = each.new_zeros(each.shape[-1]) if layer.o.bias is None else layer.o.bias

@@ -187,7 +187,9 @@ class _Trial:
             here = torch.cartesian_prod(rows, torch.arange(len(some)))
             x, other = some[here[:, 1]].unbind(-1)
             elsewhere = None if self.elsewhere is None else self.elsewhere[other]
-            logits = patched_logits(self.compiled.model, self.tokens[x], masks[here[:, 0]], elsewhere)
+            logits = patched_logits(
+                self.compiled.model, self.tokens[x], masks[here[:, 0]], elsewhere, batch_size=len(here)
+            )
             same = ((self.compiled.answers(logits) - self.expected[x]).abs() < 0.02).all(-1)
             alive[rows] &= same.view(len(rows), -1).all(1)
         return alive
