@@ -216,8 +216,10 @@ class Raw:
     Names: resid_pre, q, k, v, z [prompt pos head d_head], pattern, attn_out, mlp_out, resid_mid (serial blocks).
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, dtype: torch.dtype = torch.float32) -> None:
         self.name, self.family, self.model = name, FAMILIES[name], twin(name)
+        if dtype != torch.float32:
+            self.model = copy.deepcopy(self.model).to(dtype)
         self.layers = list(self.model.get_submodule(self.family.layers))
         self.final = self.model.get_submodule(self.family.final)
         self.parallel = name in PARALLEL

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from families import FAMILIES, HEADS, LAYERS, Raw, bridge
+from families import FAMILIES, Raw, bridge
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from one_edge import by_hooks, native
 
 from mechinterp.anatomy import Anatomy
 from mechinterp.discovery import Edge, Graph, patched_logits, said
@@ -79,45 +80,14 @@ def test_what_is_said_adds_up_to_the_stream(family):
 def test_one_edge_off_is_what_hooks_say(family, edge):
     """The message's change is added to the stream, what the receiver makes of it is recorded, and put into a run."""
     name, model = family
-    raw, edge = Raw(name), Edge.parse(edge)
-    anatomy = Anatomy.of(model)
-    if edge.sender.kind == "head" and anatomy.layers[0].post1:
+    edge = Edge.parse(edge)
+    if edge.sender.kind == "head" and Anatomy.of(model).layers[0].post1:
         pytest.skip("a head's own message under a post norm takes the norm's scale as given")
     graph = Graph.of(model)
-    group = edge.receiver.head * graph.n_kv_heads // HEADS
-    receiver = edge.receiver._replace(head=group) if edge.receiver.kind in ("k", "v") else edge.receiver
     clean, corrupt = prompts(model)
-    on = graph.mask & ~graph.masked([edge._replace(receiver=receiver)])
+    on = graph.mask & ~graph.masked([native(graph, edge)])
     ours = patched_logits(model, clean, on, said(model, corrupt))
-
-    here, there = raw.run(clean)[1], raw.run(corrupt)[1]
-    at, s = edge.receiver.layer, edge.sender
-    if s.kind == "input":
-        change = there["resid_pre", 0] - here["resid_pre", 0]
-    elif s.kind == "mlp":
-        change = there["mlp_out", s.layer] - here["mlp_out", s.layer]
-    else:
-        z = here["z", s.layer].clone()
-        z[:, :, s.head] = there["z", s.layer][:, :, s.head]
-        change = raw.run(clean, {("z", s.layer): lambda x: z})[1]["attn_out", s.layer] - here["attn_out", s.layer]
-    if edge.receiver.kind == "logits":
-        logits, _ = raw.run(clean, {("resid_pre", LAYERS): lambda x: x + change})
-    elif edge.receiver.kind == "mlp":
-        place = ("resid_pre", at) if raw.parallel else ("attn_out", at)
-        got = raw.run(clean, {place: lambda x: x + change})[1]["mlp_out", at]
-        logits, _ = raw.run(clean, {("mlp_out", at): lambda x: got})
-    else:
-        part = edge.receiver.kind
-        got = raw.run(clean, {("resid_pre", at): lambda x: x + change})[1][part, at]
-        heads = (
-            [edge.receiver.head] if part == "q" else [h for h in range(HEADS) if h * graph.n_kv_heads // HEADS == group]
-        )
-
-        def put(x):
-            x[:, :, heads] = got[:, :, heads]
-            return x
-
-        logits, _ = raw.run(clean, {(part, at): put})
+    logits = by_hooks(Raw(name), clean, corrupt, edge)
     ours, theirs = ours.log_softmax(-1), logits.log_softmax(-1)  # a bridge's unembedding may be centred
     torch.testing.assert_close(ours, theirs, atol=5e-4, rtol=1e-3)
     assert (ours - model(clean).log_softmax(-1)).abs().max() > 1e-3, "the edge matters"
