@@ -412,7 +412,7 @@ def _modified(anatomy: Anatomy) -> Anatomy:
     """The same transformer with norms whose scales are constants for gradients."""
 
     def frozen(norm: Norm) -> Norm:
-        return _Frozen(norm.module, norm.centres, norm.offset, norm.eps) if norm else norm
+        return _Frozen(**vars(norm)) if norm else norm
 
     layers = [
         replace(
