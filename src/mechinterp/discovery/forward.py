@@ -4,6 +4,7 @@ Along an edge that is on flows what its sender says in this very pass; along one
 elsewhere: on a corrupted prompt (resample ablation), on average (mean), or nothing (zero).
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,7 +69,7 @@ def patched_logits(
         some = tokens[rows]
         there = at_rows(anatomy, graph, elsewhere, rows)
         edges = on if len(on) == 1 else on[rows]
-        stream = _patched(anatomy, graph, some, edges, there)
+        _, stream = run(anatomy, graph, some, edges, there)
         found.append(
             anatomy.unembed(stream if at is None else stream[torch.arange(len(some)), at[rows].to(some.device)])
         )
@@ -127,20 +128,26 @@ def messages(
     return found, x
 
 
-def _patched(
+Keep = Callable[[str, int, Tensor], None]
+"""(name, layer, activation): told what is said elsewhere before each half-layer ("attn", "mlp", "logits"), and q, k, v
+(before norms and rotation) and z of its heads."""
+
+
+@torch.no_grad()
+def run(
     anatomy: Anatomy,
     graph: Graph,
     tokens: Int[Tensor, "prompt pos"],
     on: Bool[Tensor, "#prompt #pos sender receiver"],
     other: Float[Tensor, "*prompt pos sender d_model"] | None,
-) -> Float[Tensor, "prompt pos d_model"]:
-    """The stream that the logits read."""
+    keep: Keep = lambda name, layer, x: None,
+) -> tuple[Float[Tensor, "prompt pos sender d_model"], Float[Tensor, "prompt pos d_model"]]:
+    """By how much each sender's message differs from what it says elsewhere, and the stream that the logits read."""
     x = anatomy.embed(tokens)
-    weight = on.to(x).expand(-1, tokens.shape[-1] if on.shape[1] > 1 else 1, -1, -1)
+    weight = on.to(x)
     common = weight.shape[0] == weight.shape[1] == 1
     column = {receiver: i for i, receiver in enumerate(graph.receivers)}
     positions = torch.arange(tokens.shape[-1], device=x.device)
-    # By how much each sender's message differs from what it says elsewhere, and the sum of what is said elsewhere.
     change = x.new_empty(*tokens.shape, len(graph.senders), x.shape[-1])
     off, at = torch.zeros_like(x), 0
 
@@ -161,31 +168,35 @@ def _patched(
             flows = edges.transpose(-1, -2) @ change[:, :, :before]
         return flows + off[:, :, None]
 
+    def mlp(i: int) -> Tensor:
+        keep("mlp", i, off)
+        return anatomy.layers[i].mlp(heard([Receiver("mlp", i)])[:, :, 0])
+
     say(x[:, :, None])
     for i, layer in enumerate(anatomy.layers):
-        q, k, v = (_inputs(layer, name, heard, positions) for name in ("q", "k", "v"))
-        heads, bias = by_head(layer, layer.attend(q, k, v, positions))
-        if layer.parallel:
-            added = layer.mlp(heard([Receiver("mlp", i)])[:, :, 0])
-            say(heads)
-            off = off + bias
-        else:
-            say(heads)
-            off = off + bias
-            added = layer.mlp(heard([Receiver("mlp", i)])[:, :, 0])
-        say(added[:, :, None])
-    return heard([Receiver("logits")])[:, :, 0]
+        keep("attn", i, off)
+        made: dict[Input, Tensor] = {name: _inputs(layer, name, heard) for name in ("q", "k", "v")}
+        for name, x_of in made.items():
+            keep(name, i, x_of)
+        q, k, v = (layer.ready(name, x_of, positions) for name, x_of in made.items())
+        z = layer.attend(q, k, v, positions)
+        keep("z", i, z)
+        heads, bias = by_head(layer, z)
+        added = mlp(i) if layer.parallel else None
+        say(heads)
+        off = off + bias
+        say((mlp(i) if added is None else added)[:, :, None])
+    keep("logits", -1, off)
+    return change, heard([Receiver("logits")])[:, :, 0]
 
 
-def _inputs(layer: "Layer", name: Input, heard: Any, positions: Tensor) -> Float[Tensor, "prompt pos head d_head"]:
-    """Queries, keys or values, each head's from the stream that it sees."""
+def _inputs(layer: "Layer", name: Input, heard: Any) -> Float[Tensor, "prompt pos head d_head"]:
+    """Queries, keys or values before norms and rotation, each head's from the stream that it sees."""
     n = layer.n_heads if name == "q" else layer.n_kv_heads
     normal = layer.norm1(heard([Receiver(name, layer.index, head) for head in range(n)]))
     linear = getattr(layer, name)
     made = torch.einsum("npkd,khd->npkh", normal, linear.weight.unflatten(0, (n, -1)))
-    if linear.bias is not None:
-        made = made + linear.bias.view(n, -1)
-    return layer.ready(name, made, positions)
+    return made if linear.bias is None else made + linear.bias.view(n, -1)
 
 
 def by_head(layer: "Layer", z: Tensor) -> tuple[Float[Tensor, "prompt pos head d_model"], Tensor]:

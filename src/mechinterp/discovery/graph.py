@@ -171,6 +171,10 @@ class Graph:
                 return found
             found = pruned
 
+    def matters(self, mask: Bool[Tensor, "sender receiver"], receiver: Receiver) -> bool:
+        """Whether any edge of a mask leaves the head, MLP or group of heads that a receiver feeds."""
+        return bool(self._used((mask & self.mask).any(-1), receiver))
+
     def _fed(self, fed: Tensor, sender: Sender) -> Tensor:
         """Whether a sender has something to say, given which receivers hear anything."""
         if sender.kind == "input":
