@@ -67,7 +67,7 @@ def test_the_same_edges_as_one_pass_each(case, kind):
     name, model, clean, corrupt, at = case
     graph = Graph.of(model)
     elsewhere = {"zero": None, "mean": said(model, corrupt).mean(0)}.get(kind, corrupt)
-    if kind != "divergence" and name not in ("GPT-2", "Qwen 3", "Gemma 2"):
+    if kind != "absolute" and name not in ("GPT-2", "Qwen 3", "Gemma 2"):
         pytest.skip("the kinds of loss and ablation are tried on three families")
     on = None
     if name != "GPT-2":
