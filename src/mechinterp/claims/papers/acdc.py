@@ -1,4 +1,4 @@
-"""The claims of *Towards Automated Circuit Discovery for Mechanistic Interpretability* (Conmy et al., arXiv:2304.14997).
+"""The claims of *Towards Automated Circuit Discovery* (Conmy et al., arXiv:2304.14997).
 
 The paper searches GPT-2 small, two attention-only models and two compiled programs, and holds the result against
 circuits that people had found. Here the compiled programs come first, since only their circuits are known for certain;
@@ -115,7 +115,7 @@ ACDC: tuple[Claim, ...] = (
         statement="what ACDC finds depends on the order of the edges",
         paper_value="the induction circuit depends on the order of the heads",
         where="Appendix J",
-        measure="Jaccard overlap of the edges kept in two random orders of the same threshold, mean over pairs of orders",
+        measure="Jaccard overlap of the edges kept in two random orders of one threshold, mean over pairs of orders",
         null="a positive control that must exceed it: the same order on two halves of the prompts",
         paper=Range(hi=0.9),
         laptop=Range(hi=0.9),
