@@ -73,7 +73,7 @@ def acdc(
     start: Bool[Tensor, "sender receiver"] | None = None,
     absolute: bool = False,
     seed: int | None = None,
-    batch_size: int = 512,
+    batch_size: int = 128,
     progress: bool = False,
 ) -> Found:
     """Take away every edge whose absence costs less than the threshold, from the logits back.
@@ -92,7 +92,7 @@ def acdc(
         seed: None: receivers and senders from the last to the first. A number: senders of a receiver, and receivers of
             a half-layer, in an order drawn with it.
         batch_size: (candidate, prompt) pairs at a time; changes no result. Memory: twice [prompt pos sender d_model] of
-            all prompts.
+            all prompts, and [pair pos sender d_model] of the senders that still have edges.
 
     Errors: `ValueError` for a threshold that is not a number, for prompts that are not aligned, a `start` of another
         shape; as of `check_tokens`.
@@ -134,7 +134,7 @@ def _by_edges(
 ) -> None:
     graph = state.graph
     for receiver in tqdm([*_receivers(graph, seed)], desc="ACDC", disable=not progress):
-        column = graph.receivers.index(receiver)
+        column = graph.column[receiver]
         if not state.matters(receiver):
             state.on[:, column] = False
             continue
@@ -162,7 +162,7 @@ def _by_heads(
         senders = [s for s in reversed(half) if state.on[s].any()]
         if seed is not None:
             senders = [senders[i] for i in _order(len(senders), seed, half[0])]
-        sweep.run({s: state.graph.senders[s] for s in senders}, state.nodes(), loss)
+        sweep.run({s: state.graph.senders[s] for s in senders}, state.nodes(state.graph.senders[half[0]].layer), loss)
 
 
 def _loss(

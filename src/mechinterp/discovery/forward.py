@@ -146,7 +146,7 @@ def run(
     x = anatomy.embed(tokens)
     weight = on.to(x)
     common = weight.shape[0] == weight.shape[1] == 1
-    column = {receiver: i for i, receiver in enumerate(graph.receivers)}
+    column = graph.column
     positions = torch.arange(tokens.shape[-1], device=x.device)
     change = x.new_empty(*tokens.shape, len(graph.senders), x.shape[-1])
     off, at = torch.zeros_like(x), 0

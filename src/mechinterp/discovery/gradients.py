@@ -345,7 +345,7 @@ class _Setup:
     def _pulled_back(self, grads: Sequence[Tensor], streams: Sequence[Tensor]) -> Iterator[_Gradient]:
         """From gradients at queries, keys, values and the streams that MLPs and logits read, to those at receivers."""
         graph = self.graph
-        column = {receiver: i for i, receiver in enumerate(graph.receivers)}
+        column = graph.column
         yield _Gradient([column[Receiver("logits")]], len(graph.senders), grads[-1][:, :, None])
         for i, layer in enumerate(self.anatomy.layers):
             *three, mlp = grads[4 * i : 4 * i + 4]

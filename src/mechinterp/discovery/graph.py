@@ -114,6 +114,16 @@ class Graph:
             found.append(Receiver("mlp", layer))
         return (*found, Receiver("logits"))
 
+    @cached_property
+    def row(self) -> dict[Sender, int]:
+        """The number of every sender."""
+        return {sender: i for i, sender in enumerate(self.senders)}
+
+    @cached_property
+    def column(self) -> dict[Receiver, int]:
+        """The number of every receiver."""
+        return {receiver: i for i, receiver in enumerate(self.receivers)}
+
     def before(self, receiver: Receiver) -> int:
         """How many senders come before a receiver."""
         per_layer = self.n_heads + 1
@@ -146,11 +156,9 @@ class Graph:
         Errors: `ValueError` naming the first that is no edge of this graph.
         """
         found = torch.zeros_like(self.mask)
-        senders = {sender: i for i, sender in enumerate(self.senders)}
-        receivers = {receiver: i for i, receiver in enumerate(self.receivers)}
         for given in edges:
             edge = Edge.parse(given) if isinstance(given, str) else given
-            at = senders.get(edge.sender, -1), receivers.get(edge.receiver, -1)
+            at = self.row.get(edge.sender, -1), self.column.get(edge.receiver, -1)
             if min(at) < 0 or not self.mask[at]:
                 raise ValueError(
                     f"{edge} is no edge of this graph of {self.n_layers} layers with {self.n_heads} heads, "
@@ -180,17 +188,17 @@ class Graph:
         if sender.kind == "input":
             return torch.ones_like(fed[..., 0])
         if sender.kind == "mlp":
-            return fed[..., self.receivers.index(Receiver("mlp", sender.layer))]
+            return fed[..., self.column[Receiver("mlp", sender.layer)]]
         group = sender.head * self.n_kv_heads // self.n_heads
         at = [Receiver("q", sender.layer, sender.head), *(Receiver(x, sender.layer, group) for x in ("k", "v"))]
-        return fed[..., [self.receivers.index(receiver) for receiver in at]].any(-1)
+        return fed[..., [self.column[receiver] for receiver in at]].any(-1)
 
     def _used(self, used: Tensor, receiver: Receiver) -> Tensor:
         """Whether anybody hears what a receiver's head or MLP says."""
         if receiver.kind == "logits":
             return torch.ones_like(used[..., 0])
         if receiver.kind == "mlp":
-            return used[..., self.senders.index(Sender("mlp", receiver.layer))]
+            return used[..., self.row[Sender("mlp", receiver.layer)]]
         share = 1 if receiver.kind == "q" else self.n_heads // self.n_kv_heads
         heads = range(receiver.head * share, (receiver.head + 1) * share)
-        return used[..., [self.senders.index(Sender("head", receiver.layer, head)) for head in heads]].any(-1)
+        return used[..., [self.row[Sender("head", receiver.layer, head)] for head in heads]].any(-1)
