@@ -1,7 +1,26 @@
-"""A model as a graph of senders and receivers, and passes with edges on and off."""
+"""A model as a graph: passes with edges on and off, and how much its edges and nodes matter."""
 
+from mechinterp.discovery.diagnostics import Missed, effects, mean_cost, missed, subset_bound, verification_cost
 from mechinterp.discovery.forward import patched_logits, said
 from mechinterp.discovery.graph import Edge, Graph, Receiver, Sender
+from mechinterp.discovery.nodes import Node, NodeScores, atp
 from mechinterp.discovery.scores import Scores
 
-__all__ = ["Edge", "Graph", "Receiver", "Scores", "Sender", "patched_logits", "said"]
+__all__ = [
+    "Edge",
+    "Graph",
+    "Missed",
+    "Node",
+    "NodeScores",
+    "Receiver",
+    "Scores",
+    "Sender",
+    "atp",
+    "effects",
+    "mean_cost",
+    "missed",
+    "patched_logits",
+    "said",
+    "subset_bound",
+    "verification_cost",
+]
