@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from mechinterp.discovery import Node, atp, effects, nodes
+from mechinterp.discovery import Node, atp, node_effects, nodes
 from mechinterp.models.handmade import native
 from mechinterp.patching import activation_patch
 
@@ -255,7 +255,7 @@ def test_a_saturated_head_is_missed_by_atp_and_not_with_the_fix():
         (Node("q", 0, 3), torch.tensor([[0, 1, 2, 4]]), -2 * (weight - rest)),
         (Node("k", 0, 1), torch.tensor([[0, 5, 2, 3]]), -(weight - rest)),
     ):
-        exact = effects(model, clean, corrupt, [node], **options)
+        exact = node_effects(model, clean, corrupt, [node], **options)
         assert float(exact) == pytest.approx(float(truth), abs=1e-5)
         plain, fixed = (
             atp(model, clean, corrupt, fix_qk=fix, kinds=[node.kind], **options).of([node]) for fix in (False, True)
@@ -282,7 +282,7 @@ def test_paths_that_cancel_are_missed_by_atp_and_not_with_graddrop():
     clean, corrupt = torch.tensor([[1]]), torch.tensor([[2]])
     options = {"metric": lambda x: x[:, 0], "at": torch.tensor([0])}
     node = Node("z", 0, 0)
-    assert float(effects(model, clean, corrupt, [node], **options)) == pytest.approx(2.0, abs=1e-5)
+    assert float(node_effects(model, clean, corrupt, [node], **options)) == pytest.approx(2.0, abs=1e-5)
     plain, dropped = (atp(model, clean, corrupt, kinds=["z"], graddrop=drop, **options) for drop in (False, True))
     assert float(plain.of([node])) == pytest.approx(0.0, abs=1e-5)
     assert float(dropped.of([node])) == pytest.approx(3.0, abs=1e-5)
@@ -293,7 +293,7 @@ def test_estimates_follow_the_truth_and_not_that_of_other_nodes():
     model = bridge("Llama")
     scores = score(model, kinds=("q", "k", "v", "z"), fix_qk=True)
     some = scores.nodes[::5]
-    truth = effects(model, CLEAN, CORRUPT, some, metric=metric, at=AT).flatten()
+    truth = node_effects(model, CLEAN, CORRUPT, some, metric=metric, at=AT).flatten()
     ours = scores.of(some).flatten()
     felt = truth.abs() > 1e-4
     assert felt.sum() > 50

@@ -1,5 +1,7 @@
 """One score of a softmax at a time, against the definition: every new softmax written out."""
 
+import math
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,6 +43,12 @@ def test_a_weight_that_rounds_to_one_is_moved_in_full():
     for fall, expected in ((80.0, -1.0), (40.0, -0.5)):
         change = rescored(scores, scores - torch.tensor([fall, 0.0, 0.0]))(values)
         torch.testing.assert_close(change, torch.tensor([expected, 0.0, 0.0]), atol=1e-6, rtol=0)
+
+
+def test_small_changes_of_a_weight_that_rounds_to_one_are_not_lost():
+    scores, values = torch.tensor([20.0, 0.0]), torch.tensor([1.0, 0.0])
+    change = rescored(scores, torch.tensor([19.0, 0.0]))(values)[0]
+    torch.testing.assert_close(change, torch.tensor(math.exp(-20) - math.exp(-19)), atol=0, rtol=1e-4)
 
 
 def test_many_values_at_once():

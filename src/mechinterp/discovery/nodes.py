@@ -120,8 +120,8 @@ def atp(
         at: where the logits are read.
         kinds: which nodes. Whole streams are not among them: a line is a poor estimate there, and
             `patching.activation_patch` measures them in few passes.
-        fix_qk: the change of attention patterns by queries and keys is exact, and only what comes after is linear
-            (section 3.1 of the paper): exact for a node whose effect on the metric is linear in the pattern.
+        fix_qk: the change of attention patterns by queries and keys is exact, and only what comes after is linear:
+            exact for a node whose effect on the metric is linear in the pattern.
         graddrop: the mean over layers of the size of the estimate with that layer's outputs held fixed, the node's own
             layer left out: 1 / (layers − 1) · Σ |estimate without layer|. Effects lose their signs.
         batch_size: prompts at a time; changes no result. Memory: their activations, as for training without the
@@ -217,7 +217,7 @@ def slope(metric: Metric, logits: Float[Tensor, "prompt vocab"]) -> Float[Tensor
         raise ValueError(
             "the metric's gradient is zero at the clean prompts, as that of a divergence from the clean run itself is: "
             "estimates from it would all be zero. Use a metric with a slope there, such as a logit difference; EAP-IG, "
-            "which takes gradients between the prompts; or measure effects exactly (diagnostics.effects, "
+            "which takes gradients between the prompts; or measure effects exactly (node_effects, "
             "patching.activation_patch)"
         )
     return found
