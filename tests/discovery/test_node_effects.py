@@ -101,6 +101,8 @@ def test_what_comes_after_the_logits_that_are_read_does_nothing():
     for batch_size in (1, 256):
         ours = node_effects(bridge("GPT-2"), CLEAN, CORRUPT, some, metric=metric, at=AT, batch_size=batch_size)
         assert ((ours.abs() > 1e-4) == torch.tensor([[1, 1, 1], [0, 0, 0], [1, 0, 1]]).bool()).all()
+    early = torch.tensor([5, 3, 6])
+    assert node_effects(bridge("GPT-2"), CLEAN, CORRUPT, some, metric=metric, at=early).abs().max() < 1e-4
 
 
 def test_where_positions_see_later_ones_all_of_it_counts():
