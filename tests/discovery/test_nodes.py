@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from mechinterp.discovery import Node, atp, node_effects, nodes
+from mechinterp.discovery import Node, atp, mean_cost, node_effects, nodes, verification_cost
+from mechinterp.models import organisms
 from mechinterp.models.handmade import native
 from mechinterp.patching import activation_patch
 
@@ -286,6 +287,23 @@ def test_paths_that_cancel_are_missed_by_atp_and_not_with_graddrop():
     plain, dropped = (atp(model, clean, corrupt, kinds=["z"], graddrop=drop, **options) for drop in (False, True))
     assert float(plain.of([node])) == pytest.approx(0.0, abs=1e-5)
     assert float(dropped.of([node])) == pytest.approx(3.0, abs=1e-5)
+
+
+def test_the_fix_finds_the_heads_of_the_ioi_circuit_that_atp_misses():
+    """The backup name mover rests, its softmax saturated, since the name is written; another name's key would move it."""
+    organism, data = organisms.ioi_circuit(), organisms.ioi_prompts(8)
+    options = {"metric": data.logit_diff, "at": data.positions["END"]}
+    pair = data.tokens, data.abc(1).tokens
+    plain, fixed = (atp(organism.model, *pair, fix_qk=fix, **options) for fix in (False, True))
+    some = [node for node in plain.nodes if node.layer > 1]
+    truth = node_effects(organism.model, *pair, some, **options).abs().mean(0)
+    plain, fixed = (scores.of(some).abs().mean(0) for scores in (plain, fixed))
+    missed = (truth > 0.5) & (plain < 0.1 * truth)
+    assert missed.sum() >= 3
+    assert {some[i].kind for i in missed.nonzero().flatten().tolist()} <= {"q", "k"}
+    assert not ((truth > 0.5) & (fixed < 0.1 * truth)).any()
+    costs = [mean_cost(verification_cost(x, truth, most=30)) for x in (plain, fixed)]
+    assert costs[1] < costs[0] / 3
 
 
 def test_estimates_follow_the_truth_and_not_that_of_other_nodes():

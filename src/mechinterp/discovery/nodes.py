@@ -78,7 +78,9 @@ class NodeScores:
         found = []
         for node in nodes:
             x = self.values.get(node.kind)
-            if x is None or not all(0 <= i < n for i, n in zip((node.pos, node.layer, node.unit), x.shape[1:])):  # noqa: B905
+            if x is None or not all(
+                0 <= i < n for i, n in zip((node.pos, node.layer, node.unit), x.shape[1:], strict=True)
+            ):
                 raise ValueError(f"{Node(*node)} was not scored: kinds are {', '.join(self.values)}")
             found.append(x[:, node.pos, node.layer, node.unit])
         return torch.stack(found, 1)
