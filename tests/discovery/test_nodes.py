@@ -290,7 +290,7 @@ def test_paths_that_cancel_are_missed_by_atp_and_not_with_graddrop():
 
 
 def test_the_fix_finds_the_heads_of_the_ioi_circuit_that_atp_misses():
-    """The backup name mover rests, its softmax saturated, since the name is written; another name's key would move it."""
+    """The backup name mover rests, its softmax saturated, for the name is written; another name's key moves it."""
     organism, data = organisms.ioi_circuit(), organisms.ioi_prompts(8)
     options = {"metric": data.logit_diff, "at": data.positions["END"]}
     pair = data.tokens, data.abc(1).tokens
