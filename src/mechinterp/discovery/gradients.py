@@ -28,8 +28,9 @@ from mechinterp.anatomy import Anatomy, Layer
 from mechinterp.discovery.forward import Elsewhere, at_rows, by_head, check_elsewhere, messages
 from mechinterp.discovery.graph import Graph, Receiver
 from mechinterp.discovery.scores import Scores
+from mechinterp.discovery.slopes import slope
 from mechinterp.modules import Norm
-from mechinterp.patching.checks import Metric, check_tokens, measure
+from mechinterp.patching.checks import Metric, check_tokens
 
 GIM_TEMPERATURE = 2.0
 GIM_FACTORS = {"q": 0.25, "k": 0.25, "v": 0.5}
@@ -242,7 +243,7 @@ class _Setup:
         A metric sees all prompts, so that with several chunks their logits come from a pass of their own.
         """
         if chunks == 1:
-            return lambda rows, logits: self._by_logits(logits, at_clean=fraction == 1)
+            return lambda rows, logits: slope(self.metric, logits, at_clean=fraction == 1).to(logits)
         found = []
         for rows in torch.arange(len(self.clean), device=self.clean.device).split(self.batch_size):
             x = self.anatomy.embed(self.clean[rows])
@@ -254,36 +255,8 @@ class _Setup:
                 for layer in self.anatomy.layers:
                     x = layer(x)
                 found.append(self.anatomy.unembed(x[torch.arange(len(x)), self.at[rows]]))
-        by_logits = self._by_logits(torch.cat(found), at_clean=fraction == 1)
-        return lambda rows, logits: by_logits[rows]
-
-    def _by_logits(self, logits: Tensor, *, at_clean: bool) -> Tensor:
-        """The gradient of the metric's sum over prompts; `ValueError` if it vanishes at the clean run, and only there.
-
-        In floating point a vanishing gradient is a small one: it is compared with that of logits with noise of size 1.
-        """
-
-        def slope(x: Tensor) -> Tensor:
-            with torch.enable_grad():
-                leaf = x.detach().requires_grad_()
-                value = measure(self.metric, leaf).sum()
-                if not value.requires_grad:
-                    raise ValueError(
-                        "the metric does not depend on the logits by differentiable steps: gradients cannot score "
-                        "edges; use `exact`"
-                    )
-                return torch.autograd.grad(value, leaf)[0]
-
-        found = slope(logits)
-        if at_clean:
-            noise = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
-            if found.norm() < 1e-4 * slope(logits + noise).norm():
-                raise ValueError(
-                    "the metric has no gradient at the clean run, and every edge would score 0. A KL divergence from "
-                    "the model's own output is at its minimum there: use eap_ig, which takes gradients on the way, or "
-                    "exact"
-                )
-        return found
+        by_logits = slope(self.metric, torch.cat(found), at_clean=fraction == 1)
+        return lambda rows, logits: by_logits[rows].to(logits)
 
     def _finite(self, values: Tensor) -> Tensor:
         if not torch.isfinite(values).all():

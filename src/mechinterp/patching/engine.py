@@ -128,7 +128,6 @@ def attend(
     return layer.weigh(pattern[..., :before], old_v) + layer.weigh(pattern[..., before:], v)
 
 
-@torch.no_grad()
 def trace(
     anatomy: Anatomy,
     tokens: Int[Tensor, "prompt pos"],
@@ -137,17 +136,19 @@ def trace(
     stop: int | None = None,
     start: tuple[int, Float[Tensor, "prompt pos d_model"]] | None = None,
     change: Change | None = None,
+    grad: bool = False,
 ) -> Cache:
     """One pass through the layers before `stop` (default: all), keeping what `keep` returns.
 
     Names: resid_pre; q, k, v as the model's hooks have them (shared keys and values once); query, key, value as the
     scores and the sum use them; pattern, z, attn (the heads' sum before a post norm), attn_out, resid_mid (serial
-    blocks only), mlp_out; each [prompt pos ...]. The stream that leaves the last layer of the pass is offered as the
-    next one's resid_pre.
+    blocks only), neurons (the MLP's activations), mlp_out; each [prompt pos ...]. The stream that leaves the last layer
+    of the pass is offered as the next one's resid_pre.
 
     Args:
         start: a layer and the residual stream before it, to begin there instead of at the tokens.
         change: puts something else in the place of an activation, before it is offered.
+        grad: what is kept can be differentiated with respect to `start`'s stream and what else requires gradients.
     """
     stop = anatomy.size.n_layers if stop is None else stop
     positions = torch.arange(tokens.shape[1], device=tokens.device)
@@ -161,25 +162,25 @@ def trace(
             cache[name, layer] = kept
         return x
 
-    first, x = (0, anatomy.embed(tokens)) if start is None else start
-    for i in range(first, stop):
-        layer = anatomy.layers[i]
-        x = offer("resid_pre", i, x)
-        normal = layer.norm1(x)
-        q, k, v = (offer(name, i, layer.project(name, normal)) for name in ("q", "k", "v"))
-        query = offer("query", i, layer.ready("q", q, positions))
-        key, value = offer("key", i, layer.ready("k", k, positions)), offer("value", i, layer.ready("v", v))
-        unseen = layer.hidden(positions[:, None] - positions)
-        scores = layer.scores(query, layer.expand(key)).masked_fill(unseen, -torch.inf)
-        pattern = offer("pattern", i, scores.softmax(-1))
-        z = offer("z", i, layer.weigh(pattern, layer.expand(value)))
-        attn_out = offer("attn_out", i, layer.post1(offer("attn", i, layer.merge(z))))
-        if layer.parallel:
-            x = x + attn_out + offer("mlp_out", i, layer.mlp(x))
-        else:
-            mid = offer("resid_mid", i, x + attn_out)
-            x = mid + offer("mlp_out", i, layer.mlp(mid))
-    offer("resid_pre", stop, x)
+    with torch.set_grad_enabled(grad):
+        first, x = (0, anatomy.embed(tokens)) if start is None else start
+        for i in range(first, stop):
+            layer = anatomy.layers[i]
+            x = offer("resid_pre", i, x)
+            normal = layer.norm1(x)
+            q, k, v = (offer(name, i, layer.project(name, normal)) for name in ("q", "k", "v"))
+            query = offer("query", i, layer.ready("q", q, positions))
+            key, value = offer("key", i, layer.ready("k", k, positions)), offer("value", i, layer.ready("v", v))
+            unseen = layer.hidden(positions[:, None] - positions)
+            scores = layer.scores(query, layer.expand(key)).masked_fill(unseen, -torch.inf)
+            pattern = offer("pattern", i, scores.softmax(-1))
+            z = offer("z", i, layer.weigh(pattern, layer.expand(value)))
+            attn_out = offer("attn_out", i, layer.post1(offer("attn", i, layer.merge(z))))
+            mid = x if layer.parallel else offer("resid_mid", i, x + attn_out)
+            neurons = offer("neurons", i, layer.neurons.hidden(layer.norm2(mid)))
+            mlp_out = offer("mlp_out", i, layer.post2(layer.neurons.down(neurons)))
+            x = x + attn_out + mlp_out if layer.parallel else mid + mlp_out
+        offer("resid_pre", stop, x)
     return cache
 
 
