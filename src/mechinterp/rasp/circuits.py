@@ -116,7 +116,7 @@ def truth_by_position(
     """The minimal circuits of a program, position by position: which edges it needs where.
 
     As `truth`, with every edge at every position on or off by itself. A circuit is one of inputs of this length.
-    An edge and a position are more often too many for all sets than an edge is: see `Truth.exhaustive`.
+    Edges at positions are soon too many for all sets of them: see `Truth.exhaustive`.
 
     Args and errors: as of `truth`.
 
