@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechinterp.discovery import Edge, Graph, Receiver, Sender
+from mechinterp.discovery import Edge, Graph, Receiver, Sender, between_heads
 
 SHAPES = st.builds(
     lambda layers, groups, share, parallel: Graph(layers, groups * share, groups, (parallel,) * layers),
@@ -57,6 +57,43 @@ def test_live_edges_are_those_on_a_path(graph, data):
     )
     expected = {e for e in some if f"{e.sender} says" in after and str(e.receiver) in before}
     assert set(graph.edges(graph.live(graph.masked(some)))) == expected
+
+
+@pytest.mark.parametrize(
+    ("circuit", "heads"),
+    [
+        pytest.param("input→m0 m0→m1 m1→logits input→a1.0.q", "", id="MLPs only"),
+        pytest.param("input→a0.0.v a0.0→a1.1.k a1.1→logits", "a0.0→a1.1.k a1.1→logits", id="direct"),
+        pytest.param("m2→logits m1→m2 a0.0→m1 m0→m1 a0.1→m0", "a0.0→logits a0.1→logits", id="MLPs in any order"),
+        pytest.param(
+            "a0.0→m0 a0.1→m0 m0→a1.0.q m0→a2.0.v",
+            "a0.0→a1.0.q a0.1→a1.0.q a0.0→a2.0.v a0.1→a2.0.v",
+            id="an MLP of two heads",
+        ),
+        pytest.param(
+            "a0.0→a1.0.q a1.0→m1 m1→a2.0.q m1→logits", "a0.0→a1.0.q a1.0→a2.0.q a1.0→logits", id="heads end paths"
+        ),
+        pytest.param("a0.0→logits a0.0→m0 m0→logits", "a0.0→logits", id="two ways"),
+        pytest.param("a0.0→m0 m1→logits", "", id="cut"),
+    ],
+)
+def test_a_circuit_between_heads_is_what_they_reach_through_mlps(circuit, heads):
+    assert {str(e) for e in between_heads(map(Edge.parse, circuit.split()))} == set(heads.split())
+
+
+@settings(max_examples=60, deadline=None)
+@given(SHAPES, st.data())
+def test_edges_between_heads_are_those_with_a_path_through_mlps(graph, data):
+    """Against networkx on a graph in which MLPs pass on what they hear and heads do not."""
+    some = data.draw(st.lists(st.sampled_from(list(graph)), max_size=25, unique=True))
+    wires = networkx.DiGraph([(str(e.sender), str(e.receiver)) for e in some])
+    expected = {
+        f"{sender}→{receiver}"
+        for sender in graph.senders if sender.kind == "head" and str(sender) in wires
+        for receiver in graph.receivers if receiver.kind != "mlp" and str(receiver) in wires
+        and networkx.has_path(wires, str(sender), str(receiver))
+    }  # fmt: skip
+    assert {str(edge) for edge in between_heads(some)} == expected
 
 
 def test_many_masks_are_pruned_at_once():

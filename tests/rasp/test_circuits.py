@@ -7,19 +7,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechinterp.discovery import Graph, Receiver, Sender, patched_logits, said
+from mechinterp.discovery import Edge, Graph, Receiver, Sender, patched_logits, said
 from mechinterp.rasp import (
     Aggregate,
     LinearSequenceMap,
     Map,
+    Select,
     SelectorWidth,
     SequenceMap,
     compile_program,
+    indices,
     programs,
+    tokens,
     trace,
 )
 from mechinterp.rasp import library as lib
-from mechinterp.rasp.circuits import dataflow, truth, works
+from mechinterp.rasp.circuits import EdgeAt, dataflow, truth, truth_by_position, works
 from mechinterp.rasp.language import applied, number
 from mechinterp.rasp.layout import is_input
 
@@ -78,7 +81,10 @@ def test_all_minimal_circuits_are_found():
 
 
 def mixed(compiled, on, clean, corrupt):
-    """The program on one input, what flows along edges that are off coming from another: on values, without weights."""
+    """The program on one input, what flows along edges that are off coming from another: on values, without weights.
+
+    `on` holds edges, or edges at positions.
+    """
     layout, other = compiled.layout, trace(compiled.program, corrupt, causal=compiled.causal)
     head_of = {id(sop): Sender("head", *head) for head, sop in compiled.heads.items()}
     found, widths = {}, {}
@@ -99,8 +105,12 @@ def mixed(compiled, on, clean, corrupt):
             return Sender("input")
         return head_of[id(sop)] if isinstance(sop, Aggregate) else Sender("mlp", layout.half[sop] // 2)
 
+    def heard(sender, receiver, here, there):
+        edge = (sender, receiver)
+        return [x if edge in on or (edge, i) in on else y for i, (x, y) in enumerate(zip(here, there, strict=True), 1)]
+
     def read(sop, receiver):
-        values = found[sop] if (sender(sop), receiver) in on else other[sop]
+        values = heard(sender(sop), receiver, found[sop], other[sop])
         return [number(v) for v in values] if sop.numerical else values
 
     for sop in layout.program:
@@ -114,8 +124,7 @@ def mixed(compiled, on, clean, corrupt):
             pairs = [(read(s.keys, k), read(s.queries, q)) for s in sop.selector.selects]
         if isinstance(sop, SelectorWidth):
             widths[sop] = widths_of(sop, pairs)
-            heard = (head_of[id(sop)], Receiver("mlp", layout.half[sop] // 2)) in on
-            found[sop] = widths[sop] if heard else other[sop]
+            found[sop] = heard(head_of[id(sop)], Receiver("mlp", layout.half[sop] // 2), widths[sop], other[sop])
             continue
         if isinstance(sop, Aggregate):
             values = read(sop.of, v)
@@ -143,23 +152,41 @@ def mixed(compiled, on, clean, corrupt):
 
 @settings(max_examples=80, deadline=None)
 @given(
-    name=st.sampled_from(sorted(LIBRARY)), seed=st.integers(0, 10**6), causal=st.booleans(), keep=st.floats(0.3, 0.95)
+    name=st.sampled_from(sorted(LIBRARY)),
+    seed=st.integers(0, 10**6),
+    causal=st.booleans(),
+    keep=st.floats(0.3, 0.95),
+    placed=st.booleans(),
 )
-def test_patched_programs_say_what_the_interpreter_says_on_two_inputs(name, seed, causal, keep):
+def test_patched_programs_say_what_the_interpreter_says_on_two_inputs(name, seed, causal, keep, placed):
     compiled = compile_program(**LIBRARY[name], causal=causal)
     graph, generator = Graph.of(compiled.model), torch.Generator().manual_seed(seed)
     length = int(torch.randint(2, compiled.max_len + 1, (), generator=generator))
     ids = torch.randint(len(compiled.vocabulary), (2, length), generator=generator)
     clean, corrupt = ([compiled.vocabulary[i] for i in row] for row in ids.tolist())
-    on = (torch.rand(graph.mask.shape, generator=generator) < keep) & graph.mask
+    shape = (1, length + 1, *graph.mask.shape) if placed else graph.mask.shape
+    on = (torch.rand(shape, generator=generator) < keep) & graph.mask
+    edges = [(e, i) for i, at in enumerate(on[0]) for e in graph.edges(at)] if placed else graph.edges(on)
     try:
-        expected = mixed(compiled, set(graph.edges(on)), clean, corrupt)
+        expected = mixed(compiled, set(edges), clean, corrupt)
     except ValueError:
         return
     elsewhere = said(compiled.model, compiled.tokens([corrupt]))
     logits = patched_logits(compiled.model, compiled.tokens([clean]), on, elsewhere)
     got = compiled.decode(logits)[0]
     assert got == (pytest.approx(expected, abs=1e-3) if compiled.program.numerical else expected)
+
+
+def right_on_values(compiled, on, inputs):
+    """Whether the interpreter, run on every pair of inputs, says with these edges what it says with all."""
+    expected = {x: [*map(float, v)] if compiled.program.numerical else v
+                for x in inputs for v in [trace(compiled.program, x)[compiled.program]]}  # fmt: skip
+    return all(
+        mixed(compiled, on, x, y)
+        == (pytest.approx(expected[x], abs=1e-9) if compiled.program.numerical else expected[x])
+        for x in inputs
+        for y in inputs
+    )
 
 
 @pytest.mark.parametrize(
@@ -170,21 +197,76 @@ def test_resampled_truth_is_the_interpreters(name):
     compiled = compile_program(**LIBRARY[name])
     inputs = rows(compiled, 3, 2 if name != "detect_pattern" else 3)
     found = truth(compiled, "resample", inputs)
-    expected = {x: [*map(float, v)] if compiled.program.numerical else v
-                for x in inputs for v in [trace(compiled.program, x)[compiled.program]]}  # fmt: skip
-
-    def right(on):
-        return all(
-            mixed(compiled, on, x, y)
-            == (pytest.approx(expected[x], abs=1e-9) if compiled.program.numerical else expected[x])
-            for x in inputs
-            for y in inputs
-        )
-
     assert found.circuits
     for circuit in found.circuits:
-        assert right(circuit)
-        assert not any(right(circuit - {edge}) for edge in circuit)
+        assert right_on_values(compiled, circuit, inputs)
+        assert not any(right_on_values(compiled, circuit - {edge}, inputs) for edge in circuit)
+
+
+def places(text):
+    """`"a→b@1,2 …"` as the set of what is printed of each edge at a position."""
+    pairs = [part.split("@") for part in text.split()]
+    return {f"{edge}@{position}" for edge, positions in pairs for position in positions.split(",")}
+
+
+@pytest.mark.parametrize(
+    ("name", "ablation", "expected"),
+    [
+        # Position p copies p - 1: nobody reads the last value, and the first position has nothing to say.
+        ("shift_by", "resample", "input→a0.0.v@1,2 a0.0→logits@2,3"),
+        # A query of zero looks everywhere. A key of zero leaves its reader with <bos>; nobody looks for the last one.
+        # Without that of <bos> a query that selects nothing looks everywhere. <bos> has no value that could be missed.
+        ("shift_by", "zero", "input→a0.0.q@1,2,3 input→a0.0.k@0,1,2 input→a0.0.v@1,2 a0.0→logits@2,3"),
+        ("reverse", "resample", "input→a3.0.v@1,2,3 a3.0→logits@1,2,3"),
+        # The first token counts at all positions, the last at its own.
+        ("frac_prevs", "resample", "input→m0@1,2,3 m0→a1.0.v@1,2,3 a1.0→logits@1,2,3"),
+        # Positions ask for their own token among those of all.
+        ("hist", "resample", "input→a0.0.q@1,2,3 input→a0.0.k@1,2,3 a0.0→m0@1,2,3 m0→logits@1,2,3"),
+    ],
+)
+def test_circuits_by_position_are_what_the_program_says(name, ablation, expected):
+    """Written down from the program's definition, for inputs of three tokens."""
+    compiled = compile_program(**LIBRARY[name])
+    found = truth_by_position(compiled, ablation, rows(compiled, 3, 2))
+    assert [{str(item) for item in circuit} for circuit in found.circuits] == [places(expected)]
+    assert found.needed == found.circuits[0]
+
+
+def test_only_positions_that_ask_and_are_asked_are_needed():
+    """The last position copies the first; the others say nothing."""
+    copy = Aggregate(Select(indices, indices, lambda key, query: key == 0 and query == 2), tokens)
+    for causal in (False, True):
+        compiled = compile_program(copy, "ab", 3, causal=causal)
+        found = truth_by_position(compiled, "resample", rows(compiled, 3))
+        assert [{str(x) for x in circuit} for circuit in found.circuits] == [places("input→a0.0.v@1 a0.0→logits@3")]
+
+
+@pytest.mark.parametrize("name", ["pair_balance", "count", "nary_map"])
+def test_circuits_by_position_are_minimal_on_values_too(name):
+    """Right on all pairs of inputs by the interpreter, and wrong without any one edge at any one position."""
+    compiled = compile_program(**LIBRARY[name])
+    inputs = rows(compiled, 3, 2)
+    found = truth_by_position(compiled, "resample", inputs)
+    assert found.circuits
+    for circuit in found.circuits:
+        assert right_on_values(compiled, circuit, inputs)
+        assert not any(right_on_values(compiled, circuit - {item}, inputs) for item in circuit)
+
+
+def test_positions_together_are_the_edge():
+    """A circuit by edges is right position by position, and what it leaves out is left out at all positions."""
+    compiled = compile_program(**LIBRARY["sort_unique"])
+    inputs = rows(compiled, 3)
+    [by_edge] = truth(compiled, "resample", inputs).circuits
+    every = {EdgeAt(edge, position) for edge in by_edge for position in range(4)}
+    [by_position] = truth_by_position(compiled, "resample", inputs).circuits
+    assert by_position <= every
+    assert {item.edge for item in by_position} == by_edge
+    less = [by_position - {item} for item in by_position]
+    assert works(compiled, "resample", [every, by_position, *less], inputs).tolist() == [True, True] + [False] * len(
+        less
+    )
+    assert works(compiled, "resample", [[], by_position], inputs).tolist() == [False, True]
 
 
 def weights_of(compiled, receiver):
@@ -245,3 +327,5 @@ def test_what_has_no_truth_is_refused():
         truth(compiled, "noise", ["ab"])
     with pytest.raises(ValueError, match="'x' is not in the vocabulary"):
         truth(compiled, "zero", ["ax"])
+    with pytest.raises(ValueError, match=r"a0\.0\.q@3 lies outside: these inputs have the positions 0 \(<bos>\) to 2"):
+        works(compiled, "zero", [[EdgeAt(Edge.parse("input→a0.0.q"), 3)]], ["ab"])

@@ -139,11 +139,12 @@ def random_program(draw, depth=4):
 
 
 @settings(max_examples=60, deadline=None)
-@given(program=random_program(), causal=st.booleans())
-def test_random_programs_are_exact(program, causal):
-    compiled = compile_program(program, (0, 1, 2), 4, causal=causal)
+@given(program=random_program(), causal=st.booleans(), letters=st.sampled_from([2, 3]))
+def test_random_programs_are_exact(program, causal, letters):
+    """On all inputs of up to five tokens: 62 of two letters, 363 of three."""
+    compiled = compile_program(program, range(letters), 5, causal=causal)
     assume(compiled.model.cfg.d_mlp < 500)
-    assert check(compiled, most=30) > 0
+    assert check(compiled) > 0
 
 
 def test_scores_and_leakage_are_those_of_tracr():

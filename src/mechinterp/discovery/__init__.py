@@ -5,7 +5,7 @@ from mechinterp.discovery.diagnostics import Missed, mean_cost, missed, subset_b
 from mechinterp.discovery.exact import exact
 from mechinterp.discovery.forward import patched_logits, said
 from mechinterp.discovery.gradients import eap, eap_ig, gim
-from mechinterp.discovery.graph import Edge, Graph, Receiver, Sender
+from mechinterp.discovery.graph import Edge, Graph, Receiver, Sender, between_heads
 from mechinterp.discovery.node_effects import node_effects
 from mechinterp.discovery.nodes import Node, NodeScores, atp
 from mechinterp.discovery.scores import Scores
@@ -23,6 +23,7 @@ __all__ = [
     "Step",
     "acdc",
     "atp",
+    "between_heads",
     "eap",
     "eap_ig",
     "exact",

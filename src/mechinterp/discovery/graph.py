@@ -202,3 +202,24 @@ class Graph:
         share = 1 if receiver.kind == "q" else self.n_heads // self.n_kv_heads
         heads = range(receiver.head * share, (receiver.head + 1) * share)
         return used[..., [self.row[Sender("head", receiver.layer, head)] for head in heads]].any(-1)
+
+
+def between_heads(edges: Iterable[Edge]) -> frozenset[Edge]:
+    """What a circuit is at the level of heads, as path patching sees it: who reaches whom directly or through MLPs.
+
+    From each head to the inputs of heads, and to the logits, that its messages reach along the given edges without
+    passing through another head. What the input sends is left out.
+
+    >>> chain = ["input→a0.0.v", "a0.0→m0", "m0→a1.0.q", "a1.0→logits"]
+    >>> sorted(map(str, between_heads(map(Edge.parse, chain))))
+    ['a0.0→a1.0.q', 'a1.0→logits']
+    """
+    edges = list(edges)
+    behind: dict[Sender, set[Sender]] = {}
+
+    def heads(sender: Sender) -> set[Sender]:
+        return {sender} if sender.kind == "head" else behind.get(sender, set())
+
+    for edge in sorted((e for e in edges if e.receiver.kind == "mlp"), key=lambda e: e.receiver.layer):
+        behind.setdefault(Sender("mlp", edge.receiver.layer), set()).update(heads(edge.sender))
+    return frozenset(Edge(head, e.receiver) for e in edges if e.receiver.kind != "mlp" for head in heads(e.sender))

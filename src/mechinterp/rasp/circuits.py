@@ -9,7 +9,7 @@ results from a query of zero as well as from a key of zero.
 import itertools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Generic, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from jaxtyping import Bool
@@ -31,9 +31,26 @@ FEW = 128
 """Inputs, or pairs of them, on which edges are taken away at first; what is found is tried on all."""
 
 
+class EdgeAt(NamedTuple):
+    """An edge at one position: the sender's message there, to the receiver there. Position 0 is `<bos>`.
+
+    >>> str(EdgeAt(Edge.parse("input→a0.0.v"), 1))
+    'input→a0.0.v@1'
+    """
+
+    edge: Edge
+    position: int
+
+    def __str__(self) -> str:
+        return f"{self.edge}@{self.position}"
+
+
+Item = TypeVar("Item", bound=Edge | EdgeAt)
+
+
 @dataclass(frozen=True)
-class Truth:
-    """What a program needs.
+class Truth(Generic[Item]):
+    """What a program needs, as edges or as edges at positions.
 
     Attributes:
         needed: edges without which it goes wrong if all others are on.
@@ -45,8 +62,8 @@ class Truth:
         inputs: on how many inputs (pairs of inputs for `resample`) each was tried.
     """
 
-    needed: frozenset[Edge]
-    circuits: tuple[frozenset[Edge], ...]
+    needed: frozenset[Item]
+    circuits: tuple[frozenset[Item], ...]
     exhaustive: bool
     inputs: int
 
@@ -73,7 +90,7 @@ def truth(
     ablation: Ablation,
     inputs: Sequence[Sequence[Value]],
     corrupted: Sequence[Sequence[Value]] | None = None,
-) -> Truth:
+) -> Truth[Edge]:
     """The minimal circuits of a program, by trying them on all given inputs.
 
     A circuit is right if the model, with its edges on and all others off, says on every input what it says with all on.
@@ -87,60 +104,100 @@ def truth(
     """
     trial = _Trial.of(compiled, ablation, inputs, inputs if corrupted is None else corrupted)
     flow = dataflow(compiled)
-    graph = trial.graph
-    every = graph.masked(flow)
-    without = torch.stack([every & ~graph.masked([e]) for e in flow])
-    right = trial.right(torch.cat([every[None], without]))
+    return _search(trial, flow, torch.stack([trial.graph.masked([e]) for e in flow]))
+
+
+def truth_by_position(
+    compiled: Compiled,
+    ablation: Ablation,
+    inputs: Sequence[Sequence[Value]],
+    corrupted: Sequence[Sequence[Value]] | None = None,
+) -> Truth[EdgeAt]:
+    """The minimal circuits of a program, position by position: which edges it needs where.
+
+    As `truth`, with every edge at every position on or off by itself. A circuit is one of inputs of this length.
+    Edges at positions are soon too many for all sets of them: see `Truth.exhaustive`.
+
+    Args and errors: as of `truth`.
+
+    >>> from mechinterp.rasp import compile_program, library
+    >>> shift = compile_program(library.shift_by(1), "ab", 2)
+    >>> [circuit] = truth_by_position(shift, "resample", ["aa", "ab", "ba", "bb"]).circuits
+    >>> sorted(map(str, circuit))
+    ['a0.0→logits@2', 'input→a0.0.v@1']
+    """
+    trial = _Trial.of(compiled, ablation, inputs, inputs if corrupted is None else corrupted)
+    items = [EdgeAt(e, p) for e in dataflow(compiled) for p in range(trial.tokens.shape[1])]
+    return _search(trial, items, torch.stack([trial.mask([item]) for item in items]))
+
+
+def _search(trial: "_Trial", items: list[Item], single: Bool[Tensor, "item *pos sender receiver"]) -> Truth[Item]:
+    """The minimal circuits out of some items, given the mask of each."""
+    places = range(len(items))
+    right = trial.right(torch.stack([_union(single, places), *(_union(single, set(places) - {i}) for i in places)]))
     if not right[0]:
         raise ValueError("the program needs an edge along which nothing flows: this compiled model has been changed")
-    needed = frozenset(e for e, ok in zip(flow, right[1:].tolist(), strict=True) if not ok)
-    exhaustive = len(flow) <= MOST
-    base = frozenset[Edge]() if exhaustive else needed
-    free = [e for e in flow if e not in base]
+    needed = frozenset(i for i in places if not right[1 + i])
+    exhaustive = len(items) <= MOST
+    base = frozenset[int]() if exhaustive else needed
+    free = [i for i in places if i not in base]
+    found: list[frozenset[int]] = []
     if len(free) > MOST:
-        return Truth(needed, _reduced(trial, every, free), exhaustive, trial.size)
-    found: list[frozenset[Edge]] = []
-    for n in range(len(free) + 1):
-        sets = [frozenset(c) for c in itertools.combinations(free, n) if not any(f <= frozenset(c) for f in found)]
-        for some in _parts(sets, 512):
-            masks = torch.stack([graph.masked(base | c) for c in some])
-            found += [c for c, ok in zip(some, trial.right(masks).tolist(), strict=True) if ok]
-    return Truth(needed, tuple(base | c for c in found), exhaustive, trial.size)
+        found = _reduced(trial, single, free)
+    else:
+        for n in range(len(free) + 1):
+            sets = [base | set(c) for c in itertools.combinations(free, n)]
+            sets = [c for c in sets if not any(f <= c for f in found)]
+            for some in _parts(sets, 512):
+                masks = torch.stack([_union(single, c) for c in some])
+                found += [c for c, ok in zip(some, trial.right(masks).tolist(), strict=True) if ok]
+
+    named = [frozenset(items[i] for i in circuit) for circuit in found]
+    return Truth(frozenset(items[i] for i in needed), tuple(named), exhaustive, trial.size)
+
+
+def _union(single: Bool[Tensor, "item *pos sender receiver"], some: Collection[int]) -> Bool[Tensor, "*pos s r"]:
+    return single[list(some)].any(0)
 
 
 def works(
     compiled: Compiled,
     ablation: Ablation,
-    circuits: Sequence[Collection[Edge]],
+    circuits: Sequence[Collection[Edge]] | Sequence[Collection[EdgeAt]],
     inputs: Sequence[Sequence[Value]],
     corrupted: Sequence[Sequence[Value]] | None = None,
 ) -> Bool[Tensor, " circuit"]:
-    """Which of several sets of edges are right on all inputs; arguments and errors as of `truth`."""
+    """Which of several sets of edges, or of edges at positions, are right on all inputs; else as `truth`."""
     trial = _Trial.of(compiled, ablation, inputs, inputs if corrupted is None else corrupted)
-    return trial.right(torch.stack([trial.graph.masked(circuit) for circuit in circuits]))
+    masks = torch.broadcast_tensors(*(trial.mask(circuit) for circuit in circuits))
+    return trial.right(torch.stack(masks))
 
 
-def _reduced(trial: "_Trial", every: Tensor, free: list[Edge]) -> tuple[frozenset[Edge], ...]:
-    """Circuits that are right and need each of their edges: found on some inputs, and tried on all."""
-    graph, generator = trial.graph, torch.Generator().manual_seed(0)
-    single = torch.stack([graph.masked([e]) for e in free])
+def _reduced(
+    trial: "_Trial", single: Bool[Tensor, "item *pos sender receiver"], free: list[int]
+) -> list[frozenset[int]]:
+    """Circuits that are right and need each of their items: found on some inputs, and tried on all."""
+    generator = torch.Generator().manual_seed(0)
     few = FEW
     while True:
         some = replace(trial, pairs=trial.pairs[:few])
-        masks, changed = every.expand(ORDERS, *every.shape).clone(), True
+        kept, changed = torch.ones(ORDERS, len(single), dtype=torch.bool), True
         while changed:
-            before = masks.clone()
-            for row in torch.stack([torch.randperm(len(free), generator=generator) for _ in masks], 1):
-                less = masks & ~single[row]
-                masks = torch.where(some.right(less)[:, None, None], less, masks)
-            masks, changed = masks.unique(dim=0), not torch.equal(before, masks)
-        if few >= trial.size or trial.right(masks).all():
-            found = [frozenset(graph.edges(mask)) for mask in masks]
-            return tuple(sorted(found, key=lambda circuit: (len(circuit), sorted(map(str, circuit)))))
+            before = kept.clone()
+            orders = torch.stack([torch.randperm(len(free), generator=generator) for _ in kept], 1)
+            for row in torch.tensor(free)[orders]:
+                less = kept.clone()
+                less[torch.arange(len(kept)), row] = False
+                right = some.right(torch.stack([_union(single, c.nonzero()[:, 0].tolist()) for c in less]))
+                kept = torch.where(right[:, None], less, kept)
+            kept, changed = kept.unique(dim=0), not torch.equal(before, kept)
+        circuits = [frozenset(row.nonzero()[:, 0].tolist()) for row in kept]
+        if few >= trial.size or trial.right(torch.stack([_union(single, c) for c in circuits])).all():
+            return sorted(circuits, key=lambda circuit: (len(circuit), sorted(circuit)))
         few *= 4
 
 
-def _parts(items: list[frozenset[Edge]], n: int) -> Iterator[list[frozenset[Edge]]]:
+def _parts(items: list[frozenset[int]], n: int) -> Iterator[list[frozenset[int]]]:
     return (items[i : i + n] for i in range(0, len(items), n))
 
 
@@ -175,7 +232,24 @@ class _Trial:
     def size(self) -> int:
         return len(self.pairs)
 
-    def right(self, masks: Bool[Tensor, "circuit sender receiver"]) -> Bool[Tensor, " circuit"]:
+    def mask(self, circuit: Collection[Edge] | Collection[EdgeAt]) -> Bool[Tensor, "*pos sender receiver"]:
+        """Some edges, or edges at positions, as a mask: with positions if any item has one.
+
+        Errors: `ValueError` for an edge that does not exist, or a position that the inputs do not have.
+        """
+        placed = [item for item in circuit if isinstance(item, EdgeAt)]
+        mask = self.graph.masked(item for item in circuit if not isinstance(item, EdgeAt))
+        if not placed:
+            return mask
+        length = self.tokens.shape[1]
+        mask = mask.expand(length, -1, -1).clone()
+        for item in placed:
+            if not 0 <= item.position < length:
+                raise ValueError(f"{item} lies outside: these inputs have the positions 0 (<bos>) to {length - 1}")
+            mask[item.position] |= self.graph.masked([item.edge])
+        return mask
+
+    def right(self, masks: Bool[Tensor, "circuit *pos sender receiver"]) -> Bool[Tensor, " circuit"]:
         """Which circuits are right on all inputs; those that failed once are not tried further."""
         alive, at = torch.ones(len(masks), dtype=torch.bool), 0
         while at < self.size:

@@ -219,4 +219,17 @@ COMPILED_TRANSFORMERS: tuple[Claim, ...] = (
         paper=Range(hi=-0.3),
         lab=Range(hi=-0.3),
     ),
+    _claim(
+        id="TR-W9",
+        statement="paths followed back from the logits lead to a program's heads and to what each reads from others",
+        paper_value="—",
+        where="own test",
+        measure="edges from a head to the logits, or to the queries, keys or values of a later head, whose path patch "
+        "(MLPs between recompute) changes the output by 2 % or more on average, from the logits back through every "
+        "head that is found; precision against the edges that some minimal circuit under resampling has, directly or "
+        "through MLPs, recall of those that all of a program's circuits have; all programs pooled",
+        null="as many edges between heads of the same programs, and from them to the logits, drawn at random",
+        paper=dict(_FOUND),
+        lab=dict(_FOUND),
+    ),
 )
