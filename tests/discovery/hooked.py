@@ -10,8 +10,8 @@ the model.
 Edges are named as this package names them. The peers have keys and values for every query head, so an edge into a
 group's keys is several of theirs: all of them are patched, or their gradients added up. Scores have this package's
 sign, the metric with the edge patched less the metric without. A task with `"each": true` gives scores of every prompt,
-done one after the other; without, their mean from a single batch. With `"warm": true` two prompts and edges are done
-before.
+done one after the other; without, their mean from a single batch. With `"repeat": n`, `seconds` are those of the
+fastest of n times, after one with two prompts.
 """
 
 import argparse
@@ -86,23 +86,26 @@ def main(make: Callable[[HookedTransformer, dict[str, Any]], dict[str, Task]]) -
         for asked in json.load(sys.stdin):
             do = make(load(asked["model"]), asked)
             prompts = SimpleNamespace(**{name: torch.tensor(asked[name]) for name in ("clean", "corrupt", "answers")})
-            tasks = [SimpleNamespace(**{"each": False, "warm": False} | task) for task in asked["tasks"]]
+            tasks = [SimpleNamespace(**{"each": False, "repeat": 0} | task) for task in asked["tasks"]]
             found.append([measured(do[task.do], prompts, task) for task in tasks])
     print(json.dumps(found))
 
 
 def measured(do: Task, prompts: SimpleNamespace, task: SimpleNamespace) -> dict[str, Any]:
     """What a task finds, how long it takes, and the most memory that it holds."""
-    if task.warm:
+    if task.repeat:
         do(some(prompts, slice(2)), SimpleNamespace(**vars(task) | {"edges": getattr(task, "edges", [])[:2]}))
+    seconds = []
     with peak("cpu") as highest:
-        begin = time.perf_counter()
-        if task.each:
-            rows = [do(some(prompts, slice(i, i + 1)), task) for i in range(len(prompts.clean))]
-            found = {"scores": {name: [row["scores"][name] for row in rows] for name in rows[0]["scores"]}}
-        else:
-            found = do(prompts, task)
-        return found | {"seconds": time.perf_counter() - begin, "peak": highest()}
+        for _ in range(max(1, task.repeat)):
+            begin = time.perf_counter()
+            if task.each:
+                rows = [do(some(prompts, slice(i, i + 1)), task)["scores"] for i in range(len(prompts.clean))]
+                found = {"scores": {name: [row[name] for row in rows] for name in rows[0]}}
+            else:
+                found = do(prompts, task)
+            seconds.append(time.perf_counter() - begin)
+        return found | {"seconds": min(seconds), "peak": highest()}
 
 
 def some(prompts: SimpleNamespace, rows: slice) -> SimpleNamespace:
