@@ -30,7 +30,7 @@ help:
 	@echo "make unit    tests and doctests   make chapters   notebooks at lab scale, results compared"
 	@echo "make browser the site in Chromium make paper      every chapter at paper scale (network, GPU)"
 	@echo "make laptop  frozen pages: the chapters executed for the site; what is up to date is passed over"
-	@echo "make peers   environments of other libraries, for one test (it skips without) and the SAE benchmark"
+	@echo "make peers   environments of other libraries, for tests (they skip without) and benchmarks"
 	@echo "make lock    new requirements.lock make clean      remove what was built"
 
 # The marker holds the path of the weights, which are in the user's cache: gone from there, they are fetched again.
@@ -55,16 +55,19 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PIP) install -c requirements.lock -e '.[dev,bench]'
 	@touch $@
 
-peers: .venv-sae-lens/.installed .venv-dictionary-learning/.installed .venv-tracr/.installed
+peers: .venv-sae-lens/.installed .venv-dictionary-learning/.installed .venv-tracr/.installed .venv-auto-circuit/.installed
 
 .venv-sae-lens/.installed: PINS = tests/sae/sae_lens.lock
 .venv-dictionary-learning/.installed: PINS = benchmarks/_peers/dictionary_learning.lock
 .venv-tracr/.installed: PINS = tests/rasp/tracr.lock
+.venv-auto-circuit/.installed: PINS = tests/discovery/auto_circuit.lock
+.venv-auto-circuit/.installed: ALONE = auto-circuit==1.0.1
 .venv-%/.installed: install
 	@[ -f $@ ] && [ $@ -nt $(PINS) ] || { echo "== environment: $(@D)" && \
 	  $(BIN)/python -m venv $(@D) && \
 	  { ! grep -qE '^torch==' $(PINS) || $(@D)/bin/python -m pip -q --disable-pip-version-check --no-input install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep -E '^torch==' $(PINS))"; } && \
 	  $(@D)/bin/python -m pip -q --disable-pip-version-check --no-input install -r $(PINS) && \
+	  $(if $(ALONE),$(@D)/bin/python -m pip -q --disable-pip-version-check --no-input install --no-deps $(ALONE) && )\
 	  { $(@D)/bin/python -m pip -q uninstall -y torchvision 2>/dev/null; touch $@; }; } # nnsight's does not fit a CPU build
 
 test: lint types unit chapters browser
@@ -129,4 +132,4 @@ lock: install
 	@touch $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) .venv-sae-lens .venv-dictionary-learning _build .jupyter_cache .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-sae-lens .venv-dictionary-learning .venv-tracr .venv-auto-circuit _build .jupyter_cache .pytest_cache .mypy_cache .ruff_cache
