@@ -1,7 +1,41 @@
-"""A model as a graph of senders and receivers, and passes with edges on and off."""
+"""A model as a graph of senders and receivers, passes with edges on and off, and how found circuits are judged."""
 
+from mechinterp.discovery.certificate import Certificate, certify, half_splits
+from mechinterp.discovery.curves import SHARES, Completeness, Curve, cmd, completeness, cpr, curve
+from mechinterp.discovery.files import CircuitFile, read_circuit, write_circuit
 from mechinterp.discovery.forward import patched_logits, said
 from mechinterp.discovery.graph import Edge, Graph, Receiver, Sender
+from mechinterp.discovery.nodes import drawing, heads_of, to_circuit
+from mechinterp.discovery.nulls import permuted, random_edges
+from mechinterp.discovery.roc import Roc, roc
 from mechinterp.discovery.scores import Scores
 
-__all__ = ["Edge", "Graph", "Receiver", "Scores", "Sender", "patched_logits", "said"]
+__all__ = [
+    "SHARES",
+    "Certificate",
+    "CircuitFile",
+    "Completeness",
+    "Curve",
+    "Edge",
+    "Graph",
+    "Receiver",
+    "Roc",
+    "Scores",
+    "Sender",
+    "certify",
+    "cmd",
+    "completeness",
+    "cpr",
+    "curve",
+    "drawing",
+    "half_splits",
+    "heads_of",
+    "patched_logits",
+    "permuted",
+    "random_edges",
+    "read_circuit",
+    "roc",
+    "said",
+    "to_circuit",
+    "write_circuit",
+]
