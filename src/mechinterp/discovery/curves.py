@@ -1,8 +1,9 @@
 """How well circuits do for their size: faithfulness curves and the areas under them, and what a circuit leaves out.
 
-A circuit is a mask of edges. Before it is run it is pruned to its live edges (`Graph.live`): with resample ablation the
-others change nothing; with zero or mean ablation they would (a head that hears nothing still says something), and what
-is measured is the pruned circuit, as in MIB (arXiv:2504.13151).
+A circuit is a mask of edges. Before it is run it is pruned to its live edges (`Graph.live`), and what is measured is
+the pruned circuit, as in MIB (arXiv:2504.13151). With resample ablation the others change nothing. They would with zero
+or mean ablation (a head that hears nothing still says something), and where heads share a norm (of their sum, as in
+Gemma 2; of their keys, as in OLMo 2), which a head that nobody listens to can still change.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -255,8 +256,8 @@ def _check_gap(whole: Tensor, empty: Tensor, unit: str, clusters: Any) -> None:
     size = max(abs(float(whole.mean())), abs(float(empty.mean())))
     if gap.interval[0] <= 0 <= gap.interval[1] or abs(gap.value) <= 1e-5 * size:
         raise ValueError(
-            f"with every edge off the metric is that of the model: m(M) − m(∅) = {gap}, so faithfulness has nothing to "
-            "be a fraction of; use a metric that the other prompts change, or more prompts"
+            f"with every edge off the metric is not clearly another than the model's: m(M) − m(∅) = {gap}, so "
+            "faithfulness has nothing to be a fraction of; use a metric that the other prompts change, or more prompts"
         )
 
 
