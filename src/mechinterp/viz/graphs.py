@@ -133,7 +133,8 @@ def edge_graph(
     """A circuit of weighted edges, from the input at the bottom to the logits at the top.
 
     Args:
-        levels: how high each node is drawn; `discovery.drawing` makes them and the edges.
+        levels: how high each node is drawn: its layer, and half a layer more for MLPs, which stand at the right;
+            `discovery.drawing` makes them and the edges.
         edges: (writer, readers, kind, weight), the most important first; those of a kind share a colour, the width is
             the size of the weight, and a negative one is dotted.
         sizes: numbers of edges among which a slider chooses, the last one first.
@@ -151,7 +152,11 @@ def edge_graph(
     rows: dict[float, list[str]] = {}
     for name, level in levels.items():
         rows.setdefault(level, []).append(name)
-    place = {n: ((i + 0.5) / len(row), y) for y, row in rows.items() for i, n in enumerate(row)}
+    place = {
+        n: (0.88 * (i + 0.5) / len(row) if y % 1 == 0 else 0.97 - 0.06 * i, y)
+        for y, row in rows.items()
+        for i, n in enumerate(row)
+    }
     kinds = list(dict.fromkeys(kind for *_, kind, _ in edges))
     most = max(abs(weight) for *_, weight in edges) or 1.0
     plot = go.Figure()
@@ -188,5 +193,6 @@ def edge_graph(
         slider = {"active": len(sizes) - 1, "steps": steps, "currentvalue": {"prefix": "edges: "}, "pad": {"t": 30}}
         plot.update_layout(sliders=[slider], legend={"yref": "paper", "y": 1, "yanchor": "bottom"})
     plot.update_xaxes(visible=False, range=[-0.02, 1.02])
-    plot.update_yaxes(title="layer", dtick=1, zeroline=False, tick0=0)
+    ends = {int(levels[name]) for name in levels if name not in ("input", "logits")} or {0}
+    plot.update_yaxes(title="layer", tickvals=list(range(min(ends), max(ends) + 1)), zeroline=False)
     return finish(plot, title, caption, height=200 + 34 * len(rows) + 60 * (len(sizes) > 1))
