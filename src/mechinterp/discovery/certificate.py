@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mechinterp.claims.html import table_html
-from mechinterp.discovery.curves import SHARES, Curve, check_mask, cmd, cpr, curve, live
+from mechinterp.discovery.curves import SHARES, Curve, NoGap, check_mask, cmd, cpr, curve, live
 from mechinterp.discovery.forward import Elsewhere
 from mechinterp.discovery.graph import Edge, Graph
 from mechinterp.discovery.nulls import permuted, random_edges
@@ -86,8 +86,9 @@ class Certificate:
         ]  # fmt: skip
         for name, one in (("", self.curve), ("permuted scores: ", self.permuted), ("random weights: ", self.control)):
             if isinstance(one, Curve):
-                found += [(f"{name}CPR (log size)", f"{cpr(one)} ({cpr(one, log=True)})")]
-                found += [(f"{name}CMD (log size)", f"{cmd(one)} ({cmd(one, log=True)})")]
+                found += [(f"{name}CPR", str(cpr(one))), (f"{name}CMD", str(cmd(one)))]
+                found += [(f"{name}CPR, log size", str(cpr(one, log=True)))]
+                found += [(f"{name}CMD, log size", str(cmd(one, log=True)))]
         if isinstance(self.control, str):
             found.append(("random weights", self.control))
         if self.overlaps:
@@ -151,7 +152,7 @@ def certify(
         clean: prompts, others than those that `found` was scored on, or the circuit is judged by what chose it.
         found: scores, of which the top `n` edges are the circuit; or a circuit, which has no curve and no splits.
         n: how many edges; needed with scores.
-        exact: exact effects of edges: scores on `clean`, or what makes them; by default `discovery.exact`.
+        exact: exact effects of edges: scores on `clean`, or what makes them as `discovery.exact` does, the default.
         top: for how many edges.
         control: a model of the same kind with random weights, and its scores by the same method.
         missed: a bound to be printed (AtP*).
@@ -181,7 +182,7 @@ def certify(
     if control is not None:
         try:
             beside = curve(control[0], clean, elsewhere, control[1], shares=shares, **how)
-        except ValueError as error:
+        except NoGap as error:
             beside = str(error)
     ranked = _ranked(graph, mask, found)[:top]
     effects = _effects(model, clean, elsewhere, exact, [edge for edge, _ in ranked], options | {"progress": progress})
@@ -242,7 +243,7 @@ def _effects(
     """Exact effects of some edges on the prompts."""
     if not isinstance(exact, Scores):
         make = import_module("mechinterp.discovery").exact if exact is None else exact
-        exact = make(model, clean, elsewhere, edges=edges, **options)
+        exact = make(model, clean, elsewhere, edges=Graph.of(model).masked(edges), **options)
     if len(exact) != len(clean):
         raise ValueError(f"exact effects of {len(exact)} prompts, expected those of the {len(clean)} prompts given")
     return exact

@@ -28,6 +28,10 @@ SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 Mask = Bool[Tensor, "*pos sender receiver"]
 
 
+class NoGap(ValueError):
+    """With every edge off the metric is what it is with all of them on, as far as the prompts can tell."""
+
+
 @dataclass(frozen=True)
 class Curve:
     """The metric of circuits of several sizes, on every prompt.
@@ -250,12 +254,12 @@ def _top(
 
 
 def _check_gap(whole: Tensor, empty: Tensor, unit: str, clusters: Any) -> None:
-    """`ValueError` unless the model's metric clearly differs from that with every edge off."""
+    """`NoGap` unless the model's metric clearly differs from that with every edge off."""
     gap = mean(whole - empty, unit=unit, clusters=clusters)
     assert gap.interval is not None
     size = max(abs(float(whole.mean())), abs(float(empty.mean())))
     if gap.interval[0] <= 0 <= gap.interval[1] or abs(gap.value) <= 1e-5 * size:
-        raise ValueError(
+        raise NoGap(
             f"with every edge off the metric is not clearly another than the model's: m(M) − m(∅) = {gap}, so "
             "faithfulness has nothing to be a fraction of; use a metric that the other prompts change, or more prompts"
         )

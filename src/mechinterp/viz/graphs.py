@@ -193,6 +193,6 @@ def edge_graph(
         slider = {"active": len(sizes) - 1, "steps": steps, "currentvalue": {"prefix": "edges: "}, "pad": {"t": 30}}
         plot.update_layout(sliders=[slider], legend={"yref": "paper", "y": 1, "yanchor": "bottom"})
     plot.update_xaxes(visible=False, range=[-0.02, 1.02])
-    ends = {int(levels[name]) for name in levels if name not in ("input", "logits")} or {0}
-    plot.update_yaxes(title="layer", tickvals=list(range(min(ends), max(ends) + 1)), zeroline=False)
+    layers = {int(levels[name]) for name in levels if name not in ("input", "logits")} or {0}
+    plot.update_yaxes(title="layer", tickvals=list(range(min(layers), max(layers) + 1)), zeroline=False)
     return finish(plot, title, caption, height=200 + 34 * len(rows) + 60 * (len(sizes) > 1))
