@@ -125,9 +125,9 @@ def cpr(curve: Curve, *, log: bool = False) -> Estimate:
     """The area under f: MIB's circuit performance ratio, with a bootstrap interval over units.
 
     By default exactly as MIB: trapezoids over the requested shares, nothing below the first; half of the area lies
-    between .5 and 1, and f = 1 everywhere gives 0.999. With `log`, over the logarithm of the realised size, from the
-    smallest requested size to all edges, divided by that range, so that f = 1 everywhere gives 1; f is 0 below the
-    smallest circuit of which anything was left.
+    between .5 and 1, and f = 1 everywhere gives 0.999. With `log`, trapezoids over the logarithm of the realised size,
+    from the smallest requested size to all edges, divided by that range, so that f = 1 everywhere gives 1; f begins at
+    0 if all circuits of that size or less are empty.
 
     Errors: `ValueError` for a curve of one point.
     """
@@ -293,6 +293,6 @@ def _log_axis(curve: Curve, f: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     x, f = np.log([*sizes[order], curve.n_edges]), np.array([*f[order], 1.0])
     start = np.log(least)
     if x[0] > start:
-        return np.array([start, x[0], *x]), np.array([0.0, 0.0, *f])
+        return np.array([start, *x]), np.array([0.0, *f])
     later = x > start
     return np.array([start, *x[later]]), np.array([np.interp(start, x, f), *f[later]])
