@@ -15,6 +15,12 @@ from mechinterp.heads import Head
 from mechinterp.stats import Estimate
 
 WORDS = {"title": "T", "caption": 'a < b & "c"'}
+LEVELS = {"input": -1, "a0.1": 0, "a0.2": 0, "m0": 0.5, "logits": 1}
+EDGES = [
+    ("a0.1", ["logits"], "into the logits", -2.0),
+    ("input", ["a0.1", "a0.2"], "into keys", 1.0),
+    ("input", ["m0"], "into MLPs", 0.1),
+]
 VOID = {"br", "img", "meta", "link", "input", "hr"}
 
 
@@ -53,6 +59,7 @@ def figures() -> Iterator[viz.Figure]:
     yield viz.moving_points({"0": torch.zeros(3, 2) + 1, "1": torch.ones(3, 2)}, ["a", "b", "c"], **WORDS)
     yield viz.circuit_graph(PAPER_CIRCUIT, **WORDS)
     yield viz.wiring_graph([(Head(0, 1), Head(2, 0), "q", True), (Head(1, 1), Head(2, 0), "q", False)], {}, **WORDS)
+    yield viz.edge_graph(LEVELS, EDGES, sizes=[1, 3], **WORDS)
     yield viz.head_map(scores, axes=("row", "column"), **WORDS)
     yield viz.head_map(scores, axes=("row", "column"), labels=("xyz", "1234"), **WORDS)
     yield viz.attention_map(torch.rand(2, 3, 3, generator=g), ["a", "<b>", " "], ["0.1", "0.2"], **WORDS)
@@ -108,6 +115,46 @@ def test_the_circuit_graph_names_every_head_and_draws_every_edge_between_roles_t
     fewer = sum(bool(a.showarrow) for a in viz.circuit_graph(smaller, **WORDS).plot.layout.annotations)
     assert arrows == 9 + 2, "the paper's edges between roles, and tokens into the two roles that read no head"
     assert 0 < fewer < arrows
+
+
+def test_an_edge_graph_draws_each_edge_by_weight_and_a_slider_chooses_how_many() -> None:
+    plot = viz.edge_graph(LEVELS, EDGES, sizes=[1, 2], **WORDS).plot
+    lines = [t for t in plot.data if t.mode == "lines" and t.x[0] is not None]
+    assert [t.hovertext for t in lines] == [
+        "a0.1 → logits into the logits: -2", "input → a0.1, a0.2 into keys: 1", "input → m0 into MLPs: 0.1",
+    ]  # fmt: skip
+    assert lines[0].line.width > 1.5 * lines[1].line.width > 1.5 * lines[2].line.width
+    assert [t.line.dash for t in lines] == ["dot", "solid", "solid"]
+    assert len({t.line.color for t in lines}) == 3
+    assert (lines[1].y, lines[0].x[0]) == ((-1, -0.5, 0, None, -1, -0.5, 0), lines[1].x[2])
+    # What is shown at first is what the slider's last step shows.
+    [slider] = plot.layout.sliders
+    assert [step.label for step in slider.steps] == ["1", "2"]
+    shown = [list(step.args[0]["visible"]) for step in slider.steps]
+    assert [t.visible is not False for t in plot.data] == shown[slider.active]
+    assert [flags[:3] for flags in shown] == [[True, False, False], [True, True, False]]
+    nodes = [
+        [t.text for t, on in zip(plot.data, flags, strict=True) if on and t.mode == "markers+text"] for flags in shown
+    ]
+    assert nodes == [[("a0.1", "logits")], [("input", "a0.1", "a0.2", "logits")]]
+    assert not viz.edge_graph(LEVELS, EDGES, **WORDS).plot.layout.sliders
+
+
+def test_two_hundred_edges_are_a_light_figure() -> None:
+    levels = {"input": -1.0} | {f"a{layer}.{h}": float(layer) for layer in range(12) for h in range(12)}
+    edges = [("input", [name], "into queries", 1 / (i + 1)) for i, name in enumerate(levels) if i] * 2
+    figure = viz.edge_graph(levels, edges[:200], sizes=[10, 20, 50, 100, 200], **WORDS)
+    assert len(figure.html()) < 100_000
+
+
+def test_an_edge_graph_refuses_what_it_cannot_draw() -> None:
+    with pytest.raises(ValueError, match="no edges to draw"):
+        viz.edge_graph(LEVELS, [], **WORDS)
+    with pytest.raises(ValueError, match=r"a9\.9 has no level"):
+        viz.edge_graph(LEVELS, [("a9.9", ["logits"], "into the logits", 1.0)], **WORDS)
+    for sizes in ([2, 1], [4], [0, 1]):
+        with pytest.raises(ValueError, match=r"sizes must rise within 1\.\.3"):
+            viz.edge_graph(LEVELS, EDGES, sizes=sizes, **WORDS)
 
 
 TOKENS = ["<bos>", " Mary", "</script><b>", "\n"]

@@ -3,7 +3,7 @@
 from mechinterp.viz.attention import AttentionView, attention
 from mechinterp.viz.explorer import Menu, TokenExplorer, menu, token_explorer
 from mechinterp.viz.figure import Figure
-from mechinterp.viz.graphs import circuit_graph, wiring_graph
+from mechinterp.viz.graphs import circuit_graph, edge_graph, wiring_graph
 from mechinterp.viz.machine import Machines, machines
 from mechinterp.viz.plots import (
     attention_map,
@@ -26,6 +26,7 @@ __all__ = [
     "bars",
     "circuit_graph",
     "curves",
+    "edge_graph",
     "head_map",
     "histogram",
     "machines",

@@ -1,6 +1,7 @@
 """Heads and what they read from each other, drawn as graphs."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import plotly.graph_objects as go
@@ -119,3 +120,79 @@ def wiring_graph(
     plot.update_xaxes(visible=False, range=[-0.2, widest + 0.6])
     plot.update_yaxes(title="layer", dtick=1, zeroline=False)
     return finish(plot, title, caption, height=560)
+
+
+def edge_graph(
+    levels: Mapping[str, float],
+    edges: Sequence[tuple[str, Sequence[str], str, float]],
+    *,
+    title: str,
+    caption: str,
+    sizes: Sequence[int] = (),
+) -> Figure:
+    """A circuit of weighted edges, from the input at the bottom to the logits at the top.
+
+    Args:
+        levels: how high each node is drawn: its layer, and half a layer more for MLPs, which stand at the right;
+            `discovery.drawing` makes them and the edges.
+        edges: (writer, readers, kind, weight), the most important first; those of a kind share a colour, the width is
+            the size of the weight, and a negative one is dotted.
+        sizes: numbers of edges among which a slider chooses, the last one first.
+
+    Errors: `ValueError` for no edges, a node without a level, sizes that do not rise or ask for more than there are.
+    """
+    if not edges:
+        raise ValueError("no edges to draw")
+    missing = next((n for a, readers, *_ in edges for n in (a, *readers) if n not in levels), None)
+    if missing is not None:
+        raise ValueError(f"{missing} has no level to be drawn at")
+    sizes = list(sizes) or [len(edges)]
+    if not all(0 < a < b for a, b in pairwise([*sizes, len(edges) + 1])):
+        raise ValueError(f"sizes must rise within 1..{len(edges)}, got {sizes}")
+    rows: dict[float, list[str]] = {}
+    for name, level in levels.items():
+        rows.setdefault(level, []).append(name)
+    place = {
+        n: (0.88 * (i + 0.5) / len(row) if y % 1 == 0 else 0.97 - 0.06 * i, y)
+        for y, row in rows.items()
+        for i, n in enumerate(row)
+    }
+    kinds = list(dict.fromkeys(kind for *_, kind, _ in edges))
+    most = max(abs(weight) for *_, weight in edges) or 1.0
+    plot = go.Figure()
+    for writer, readers, kind, weight in edges:
+        (x0, y0), ends = place[writer], [place[reader] for reader in readers]
+        plot.add_scatter(
+            x=[x for x1, _ in ends for x in (x0, round((x0 + x1) / 2, 3), x1, None)][:-1],
+            y=[y for _, y1 in ends for y in (y0, (y0 + y1) / 2, y1, None)][:-1],
+            mode="lines", opacity=0.7, showlegend=False, legendgroup=kind, hoverinfo="text",
+            hovertext=f"{writer} → {', '.join(readers)} {kind}: {weight:.3g}",
+            line={
+                "color": PALETTE[kinds.index(kind) % len(PALETTE)], "width": round(0.6 + 4.4 * abs(weight) / most, 2),
+                "dash": "dot" if weight < 0 else "solid",
+            },
+        )  # fmt: skip
+    for size in sizes:
+        nodes = [n for n in levels if any(n == a or n in readers for a, readers, *_ in edges[:size])]
+        plot.add_scatter(
+            x=[place[n][0] for n in nodes], y=[place[n][1] for n in nodes], text=nodes, mode="markers+text",
+            textposition="top center", hoverinfo="text", showlegend=False, visible=size == sizes[-1],
+            marker={"size": 8, "color": INK}, textfont={"size": 10},
+        )  # fmt: skip
+    for i, kind in enumerate(kinds):
+        colour = {"color": PALETTE[i % len(PALETTE)], "width": 3}
+        plot.add_scatter(x=[None], y=[None], mode="lines", name=kind, legendgroup=kind, line=colour)
+    for trace in plot.data[sizes[-1] : len(edges)]:
+        trace.visible = False
+    if len(sizes) > 1:
+        shown = {size: [*(i < size for i in range(len(edges))), *(size == s for s in sizes)] for size in sizes}
+        steps = [
+            {"label": str(size), "method": "restyle", "args": [{"visible": shown[size] + [True] * len(kinds)}]}
+            for size in sizes
+        ]
+        slider = {"active": len(sizes) - 1, "steps": steps, "currentvalue": {"prefix": "edges: "}, "pad": {"t": 30}}
+        plot.update_layout(sliders=[slider], legend={"yref": "paper", "y": 1, "yanchor": "bottom"})
+    plot.update_xaxes(visible=False, range=[-0.02, 1.02])
+    layers = {int(levels[name]) for name in levels if name not in ("input", "logits")} or {0}
+    plot.update_yaxes(title="layer", tickvals=list(range(min(layers), max(layers) + 1)), zeroline=False)
+    return finish(plot, title, caption, height=200 + 34 * len(rows) + 60 * (len(sizes) > 1))
