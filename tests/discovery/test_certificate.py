@@ -39,7 +39,7 @@ def certificate():
     random = organisms.control(organism).model
     theirs = exact(random, seen[0], seen[1], **seen[2])
     return certify(
-        organism.model, *fresh[:2], scores, len(EDGES), **fresh[2], exact=exact, control=(random, theirs), top=4,
+        organism.model, *fresh[:2], scores, len(EDGES), **fresh[2], control=(random, theirs), top=4,
         splits=6, nulls=8, missed=0.25,
     )  # fmt: skip
 
@@ -95,7 +95,7 @@ def test_a_control_with_something_to_measure_has_its_curve():
     how = how | {"metric": lambda logits: (logits * change).sum(-1)}
     own, theirs = (exact(model, tokens, other, **how) for model in (organism.model, random))
     c = certify(
-        organism.model, tokens, other, own, 5, **how, exact=own, nulls=1, splits=1, shares=(0.1, 0.5, 1),
+        organism.model, tokens, other, own, 5, **how, effects=own, nulls=1, splits=1, shares=(0.1, 0.5, 1),
         control=(random, theirs),
     )  # fmt: skip
     assert [float(f) for f in c.control.faithfulness][-1] == pytest.approx(1)
@@ -106,7 +106,7 @@ def test_a_given_circuit_has_no_curve_and_no_splits():
     organism, fresh = organisms.induction(), prompts(1, n=6)
     graph = Graph.of(organism.model)
     own = exact(organism.model, *fresh[:2], **fresh[2])
-    c = certify(organism.model, *fresh[:2], graph.masked(EDGES), **fresh[2], exact=own, nulls=0)
+    c = certify(organism.model, *fresh[:2], graph.masked(EDGES), **fresh[2], effects=own, nulls=0)
     assert (c.curve, c.permuted, c.overlaps, c.nulls, c.method) == (None, None, (), (), "a given circuit")
     assert c.faithfulness.value == pytest.approx(1, abs=0.05)
     assert {str(row.edge): row.exact.value for row in c.rows} == {
@@ -152,7 +152,7 @@ def test_what_cannot_be_certified_is_refused():
     organism, fresh = organisms.induction(), prompts(1, n=4)
     scores = exact(organism.model, *fresh[:2], **fresh[2])
     with pytest.raises(ValueError, match="say how many edges"):
-        certify(organism.model, *fresh[:2], scores, **fresh[2], exact=exact)
+        certify(organism.model, *fresh[:2], scores, **fresh[2])
     with pytest.raises(ValueError, match="exact effects of 3 prompts, expected those of the 4"):
         certify(
             organism.model, *fresh[:2], scores, 5, **fresh[2], exact=scores.some(torch.arange(3)), nulls=1, splits=1

@@ -1,9 +1,8 @@
 """A circuit's certificate: everything that says whether a found circuit is one, measured in one go."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from mechinterp.claims.html import table_html
 from mechinterp.discovery.curves import SHARES, Curve, NoGap, check_mask, cmd, cpr, curve, live
+from mechinterp.discovery.exact import exact
 from mechinterp.discovery.forward import Elsewhere
 from mechinterp.discovery.graph import Edge, Graph
 from mechinterp.discovery.nulls import permuted, random_edges
@@ -111,12 +111,12 @@ class Certificate:
         )
 
     def _cells(self, named: bool = True) -> list[list[str]]:
-        score, exact, recurs = ("score ", "exact ", "recurs ") if named else ("", "", "")
+        score, effect, recurs = ("score ", "exact ", "recurs ") if named else ("", "", "")
         return [
             [
                 str(row.edge),
                 score + short(row.score),
-                exact + ("not measured" if row.exact is None else str(row.exact)),
+                effect + ("not measured" if row.exact is None else str(row.exact)),
                 recurs + ("not known" if row.recurs is None else f"{row.recurs:.0%}"),
             ]
             for row in self.rows
@@ -132,7 +132,7 @@ def certify(
     *,
     metric: Metric,
     at: Int[Tensor, " prompt"],
-    exact: Scores | Callable[..., Scores] | None = None,
+    effects: Scores | None = None,
     top: int = 10,
     shares: Sequence[float] = SHARES,
     control: tuple[Any, Scores] | None = None,
@@ -152,7 +152,7 @@ def certify(
         clean: prompts, others than those that `found` was scored on, or the circuit is judged by what chose it.
         found: scores, of which the top `n` edges are the circuit; or a circuit, which has no curve and no splits.
         n: how many edges; needed with scores.
-        exact: exact effects of edges: scores on `clean`, or what makes them as `discovery.exact` does, the default.
+        effects: exact effects on `clean`, if they are known; else those of the top edges are measured.
         top: for how many edges.
         control: a model of the same kind with random weights, and its scores by the same method.
         missed: a bound to be printed (AtP*).
@@ -185,7 +185,11 @@ def certify(
         except NoGap as error:
             beside = str(error)
     ranked = _ranked(graph, mask, found)[:top]
-    effects = _effects(model, clean, elsewhere, exact, [edge for edge, _ in ranked], options | {"progress": progress})
+    if effects is None:
+        asked = graph.masked(edge for edge, _ in ranked)
+        effects = exact(model, clean, elsewhere, edges=asked, **options, progress=progress)
+    elif len(effects) != len(clean):
+        raise ValueError(f"exact effects of {len(effects)} prompts, expected those of the {len(clean)} prompts given")
     rows = tuple(
         Row(edge, score, mean(effects.of(edge), **counted), recurs.get(edge, 0.0) if recurs else None)
         for edge, score in ranked
@@ -235,15 +239,3 @@ def _ranked(graph: Graph, mask: Tensor, found: Any) -> list[tuple[Edge, float]]:
     weight = found.mean.cpu() if found.values.ndim == 3 else found.mean.cpu().sum(0)
     values = weight.T[flat.T & graph.mask.T].tolist()
     return sorted(zip(edges, values, strict=True), key=lambda pair: -abs(pair[1]))
-
-
-def _effects(
-    model: Any, clean: Tensor, elsewhere: Any, exact: Any, edges: list[Edge], options: dict[str, Any]
-) -> Scores:
-    """Exact effects of some edges on the prompts."""
-    if not isinstance(exact, Scores):
-        make = import_module("mechinterp.discovery").exact if exact is None else exact
-        exact = make(model, clean, elsewhere, edges=Graph.of(model).masked(edges), **options)
-    if len(exact) != len(clean):
-        raise ValueError(f"exact effects of {len(exact)} prompts, expected those of the {len(clean)} prompts given")
-    return exact
