@@ -155,10 +155,10 @@ def test_what_cannot_be_certified_is_refused():
         certify(organism.model, *fresh[:2], scores, **fresh[2])
     with pytest.raises(ValueError, match="exact effects of 3 prompts, expected those of the 4"):
         certify(
-            organism.model, *fresh[:2], scores, 5, **fresh[2], exact=scores.some(torch.arange(3)), nulls=1, splits=1
+            organism.model, *fresh[:2], scores, 5, **fresh[2], effects=scores.some(torch.arange(3)), nulls=1, splits=1
         )
     with pytest.raises(ValueError, match="half-splits need"):
-        certify(organism.model, *fresh[:2], scores.some(torch.arange(1)), 5, **fresh[2], exact=exact, nulls=1)
+        certify(organism.model, *fresh[:2], scores.some(torch.arange(1)), 5, **fresh[2], nulls=1)
     other = organisms.previous_token().model
     with pytest.raises(ValueError, match="the scores are of"):
-        certify(organism.model, *fresh[:2], scores, 5, **fresh[2], exact=exact, nulls=1, control=(other, scores))
+        certify(organism.model, *fresh[:2], scores, 5, **fresh[2], nulls=1, control=(other, scores))
