@@ -124,6 +124,12 @@ def test_a_linearised_ratio_agrees_with_the_bootstrap() -> None:
     assert ends(linear) == pytest.approx(ends(drawn), abs=0.01)
 
 
+@pytest.mark.parametrize("value", [0.05202130106440961, 0.1149326332809052])
+def test_units_that_are_alike_up_to_rounding_have_an_interval(value: float) -> None:
+    found = resampled([value] * 5, lambda v: float(v.sum() / len(v) * 3 - 1), unit="lists", n=200)
+    assert found.interval == pytest.approx((3 * value - 1,) * 2)
+
+
 def test_resampling_keeps_rows_and_units_together() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=60)

@@ -218,7 +218,8 @@ def resampled(
                 bootstrap_result=found,
                 rng=np.random.default_rng(seed),
             )
-        lo, hi = (float(x) for x in found.confidence_interval)
+        # Where resamples differ by rounding alone, BCa can give the ends in the wrong order.
+        lo, hi = sorted(float(x) for x in found.confidence_interval)
         if math.isfinite(lo) and math.isfinite(hi):
             break
     return Estimate(value, (lo, hi), len(groups), unit)

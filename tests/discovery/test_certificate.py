@@ -33,9 +33,14 @@ def prompts(seed, n=10):
 
 
 @pytest.fixture(scope="module")
-def certificate():
+def scores():
+    tokens, other, how = prompts(0)
+    return exact(organisms.induction().model, tokens, other, **how)
+
+
+@pytest.fixture(scope="module")
+def certificate(scores):
     organism, seen, fresh = organisms.induction(), prompts(0), prompts(1)
-    scores = exact(organism.model, seen[0], seen[1], **seen[2])
     random = organisms.control(organism).model
     theirs = exact(random, seen[0], seen[1], **seen[2])
     return certify(
@@ -57,7 +62,7 @@ def test_a_known_circuit_is_certified(certificate):
     assert c.missed == 0.25
 
 
-def test_top_edges_come_with_their_exact_effects_on_other_prompts(certificate):
+def test_top_edges_come_with_their_exact_effects_on_other_prompts(certificate, scores):
     organism, fresh = organisms.induction(), prompts(1)
     own = exact(organism.model, fresh[0], fresh[1], **fresh[2])
     assert len(certificate.rows) == 4
@@ -67,6 +72,7 @@ def test_top_edges_come_with_their_exact_effects_on_other_prompts(certificate):
         assert str(row.edge) in EDGES
         assert row.exact.value == pytest.approx(own.of(row.edge).mean().item(), rel=1e-4)
         assert row.exact.value == pytest.approx(row.score, rel=0.3)
+        assert row.score == pytest.approx(scores.of(row.edge).mean().item())
         assert row.exact.value != row.score, "measured on prompts of their own"
         assert row.recurs == 1
 
@@ -141,6 +147,10 @@ def test_halves_agree_as_far_as_prompts_do():
     by_prompt, some = half_splits(split, 2, splits=40, seed=1)
     assert set(by_prompt) == {1 / 3}, "of 3 prompts in a half the majority decides"
     assert half_splits(split, 2, splits=40, seed=1) == (by_prompt, some)
+    # Two lists that are alike, each of prompts that are not.
+    mixed = Scores("x", graph, torch.stack([a, b, a, b]).float())
+    assert half_splits(mixed, 1, splits=10, groups=torch.tensor([0, 0, 1, 1]))[0] == (1,) * 10
+    assert min(half_splits(mixed, 1, splits=10)[0]) == 0
     positions = Scores("x", graph, torch.stack([a, b])[None].float().expand(4, -1, -1, -1))
     assert half_splits(positions, 2, splits=2)[0] == (1, 1)
     for wrong in ({"groups": torch.zeros(6)}, {"splits": 0}, {"groups": torch.arange(5)}):

@@ -149,11 +149,11 @@ def test_areas_by_hand():
     late = by_hand([0, 1, 1], [0.01, 0.1, 1], [0, 100, 1000])
     assert float(cpr(late, log=True)) == pytest.approx(0.75), "nothing is left at 10, everything is there at 100"
     assert float(cmd(late, log=True)) == pytest.approx(0.25)
-    early = by_hand([0, 1], [0.1, 0.5], [10, 500])
+    early = by_hand([0, 0.5], [0.1, 0.5], [10, 500])
     start = math.log(100 / 10) / math.log(500 / 10)
-    assert float(cpr(early, log=True)) == pytest.approx(((start + 1) / 2 * math.log(5) + math.log(2)) / math.log(10)), (
-        "from the smallest requested size, to the whole model, whose f is 1"
-    )
+    assert float(cpr(early, log=True)) == pytest.approx(
+        ((start + 1) / 4 * math.log(5) + 0.75 * math.log(2)) / math.log(10)
+    ), "from the smallest requested size, to the whole model, whose f is 1"
 
 
 @pytest.mark.parametrize("log", [False, True])

@@ -42,6 +42,8 @@ def test_by_hand():
     assert found.fpr == pytest.approx((0, 1 / 6, 3 / 6, 1))
     assert found.tpr == pytest.approx((0, 0.5, 1, 1))
     assert found.auc == pytest.approx(2 / 6 * 0.5 + 3 / 6)
+    [found] = roc(ONE, [ONE.masked(NAMES[i] for i in some) for some in ((0,), (0, 2), (0, 2, 6))], [true])
+    assert (found.fpr, found.tpr) == (pytest.approx((0, 1 / 6, 1)), (0, 1, 1)), "of points above each other the highest"
     [nothing] = roc(ONE, [], [true])
     assert (nothing.fpr, nothing.tpr, nothing.auc) == ((0, 1), (0, 1), 0)
 
@@ -111,6 +113,25 @@ def test_heads_and_nodes():
     assert nodes.auc == 1
     with pytest.raises(ValueError, match=r"a7\.0 is no head or MLP"):
         roc(graph, found, [{Sender("head", 7, 0)}], by="node")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_edges_into_heads_are_told_apart_as_a_plain_loop_does(seed):
+    graph, generator = Graph(2, 4, 2, (False, False)), torch.Generator().manual_seed(seed)
+    values = torch.randn(1, *graph.mask.shape, generator=generator) * graph.mask
+    true = (torch.rand(graph.mask.shape, generator=generator) < 0.1) & graph.mask
+    sizes, hits = {}, set()
+    for edge in graph:
+        size = float(values[0][graph.masked([edge])].abs())
+        kind, layer, head = edge.receiver
+        heads = {"q": [head], "k": [2 * head, 2 * head + 1], "v": [2 * head, 2 * head + 1]}.get(kind, [kind])
+        for name in ((str(edge.sender), layer, h) for h in heads):
+            sizes[name] = max(size, sizes.get(name, 0))
+            hits |= {name} if true[graph.masked([edge])] else set()
+    [found] = roc(graph, Scores("x", graph, values), [true], by="head")
+    assert (found.positives, found.negatives) == (len(hits), len(sizes) - len(hits))
+    pairs = [sizes[a] > sizes[b] for a in hits for b in set(sizes) - hits]
+    assert found.auc == pytest.approx(sum(pairs) / len(pairs))
 
 
 def test_positions_count_where_they_are_largest():
