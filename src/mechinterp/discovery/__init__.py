@@ -1,7 +1,7 @@
 """A model as a graph of senders and receivers: edges and nodes scored, circuits found, and how these are judged."""
 
 from mechinterp.discovery.acdc import Found, Step, acdc
-from mechinterp.discovery.certificate import Certificate, certify, half_splits
+from mechinterp.discovery.certificate import Certificate, TopEdge, certify, half_splits
 from mechinterp.discovery.curves import SHARES, Completeness, Curve, NoGap, cmd, completeness, cpr, curve
 from mechinterp.discovery.diagnostics import Missed, mean_cost, missed, subset_bound, verification_cost
 from mechinterp.discovery.exact import exact
@@ -34,6 +34,7 @@ __all__ = [
     "Scores",
     "Sender",
     "Step",
+    "TopEdge",
     "acdc",
     "atp",
     "between_heads",

@@ -22,7 +22,7 @@ from mechinterp.stats import Estimate, mean, short
 
 
 @dataclass(frozen=True)
-class Row:
+class TopEdge:
     """One of the circuit's top edges.
 
     `score` is what it was ranked by, and `exact` its exact effect on the prompts of the certificate; `recurs` is the
@@ -41,7 +41,7 @@ class Certificate:
 
     Attributes:
         method: of the scores, or "a given circuit".
-        circuit: its live edges. `requested`: how many were asked for.
+        circuit: its live edges, bool [(pos) sender receiver]. `requested`: how many were asked for.
         here: the circuit (first) and random circuits of its size and layers. `nulls`: those circuits.
         curve: f of the top edges by size, beside it with `permuted` scores; None for a given circuit.
         rows: the top edges. `overlaps`: Jaccard overlap of the top n of the two halves of each split.
@@ -51,12 +51,12 @@ class Certificate:
 
     method: str
     graph: Graph
-    circuit: Bool[Tensor, "*pos sender receiver"]
+    circuit: Tensor
     requested: int
     here: Curve
     curve: Curve | None
     permuted: Curve | None
-    rows: tuple[Row, ...]
+    rows: tuple[TopEdge, ...]
     overlaps: tuple[float, ...]
     control: Curve | str
     missed: float | None
@@ -191,7 +191,7 @@ def certify(
     elif len(effects) != len(clean):
         raise ValueError(f"exact effects of {len(effects)} prompts, expected those of the {len(clean)} prompts given")
     rows = tuple(
-        Row(edge, score, mean(effects.of(edge), **counted), recurs.get(edge, 0.0) if recurs else None)
+        TopEdge(edge, score, mean(effects.of(edge), **counted), recurs.get(edge, 0.0) if recurs else None)
         for edge, score in ranked
     )
     method = found.method if isinstance(found, Scores) else "a given circuit"

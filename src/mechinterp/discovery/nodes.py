@@ -29,8 +29,7 @@ NodeKind = Literal["q", "k", "v", "z", "neurons", "attn_out", "mlp_out"]
 class Node(NamedTuple):
     """An activation at one position: printed `a3.0.q@5`, `m2.17@5` (a neuron), `a3@5`, `m2@5` (a layer's output).
 
-    Attributes:
-        unit: the head, for keys and values the group of heads that share it, or the neuron; 0 for outputs.
+    Its unit is the head, for keys and values the group of heads that share it, or the neuron; 0 for outputs.
     """
 
     kind: NodeKind
@@ -60,7 +59,7 @@ class NodeScores:
 
     @cached_property
     def contribution(self) -> dict[NodeKind, Float[Tensor, "pos layer _"]]:
-        """c(n): the mean over prompts of the effect's size, by which nodes are ranked."""
+        """Mean over prompts of the effect's size, c(n) in the paper, by which nodes are ranked."""
         return {kind: x.abs().mean(0) for kind, x in self.values.items()}
 
     @cached_property

@@ -23,7 +23,7 @@ class Scores:
 
     method: str
     graph: Graph
-    values: Float[Tensor, "prompt *pos sender receiver"]
+    values: Tensor
     scored: Bool[Tensor, "sender receiver"] | None = None
 
     def __len__(self) -> int:
@@ -32,7 +32,7 @@ class Scores:
 
     @property
     def mean(self) -> Float[Tensor, "*pos sender receiver"]:
-        """Each edge's score, averaged over prompts: the size of this is what edges are ranked by."""
+        """Mean over prompts; edges are ranked by its size."""
         return self.values.mean(0)
 
     def of(self, edge: Edge | str) -> Float[Tensor, " prompt"]:
