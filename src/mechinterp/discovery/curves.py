@@ -83,7 +83,8 @@ def curve(
 
     Args:
         clean: prompts, best others than those the edges were scored on.
-        elsewhere: what flows along edges that are off, as of `patched_logits`.
+        elsewhere: what flows along edges that are off, as of `patched_logits`. Of prompts it is computed for every
+            circuit anew; messages as `said` gives them cost their memory instead.
         circuits: scores, whose top int(share · edges) edges are run; or masks [sender receiver] or [pos sender
             receiver], nested or not, whose shares are their own sizes.
         metric, at: from logits at these positions to one value a prompt.
