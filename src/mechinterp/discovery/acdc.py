@@ -172,9 +172,10 @@ def _loss(
     if metric is not None:
         return lambda logits: torch.stack([-measure(metric, x).mean() for x in logits])
     full = anatomy.unembed(final_streams(anatomy, clean, at)).log_softmax(-1)
+    weight = full.exp()
 
     def divergence(logits: Tensor) -> Tensor:
-        return (full.exp() * (full - logits.log_softmax(-1))).sum(-1).mean(-1)
+        return logits.log_softmax(-1).neg_().add_(full).mul_(weight).sum(-1).mean(-1)
 
     return divergence
 
