@@ -97,7 +97,7 @@ COMPILED_TRANSFORMERS: tuple[Claim, ...] = (
         statement="ACDC recovers compiled circuits under zero ablation",
         paper_value="edge AUC 1.000 (reverse, xproportion)",
         where="Conmy et al. (2023), Table 3",
-        measure="pessimistic area under the ROC curve over edges, for falling thresholds of the output's squared error, "
+        measure="pessimistic area under the ROC curve over edges, falling thresholds of the output's squared error, "
         "against the circuit under zero ablation",
         null="edges in a random order",
         paper={"reverse": Range(0.98), "frac_prevs": Range(0.98)},
