@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mechinterp.discovery import Node, atp, mean_cost, missed, node_effects, subset_bound, verification_cost
+from mechinterp.discovery import Node, atp, node_effects
+from mechinterp.discovery.diagnostics import mean_cost, missed, subset_bound, verification_cost
 from mechinterp.models.handmade import native
 
 N, LENGTH = 3, 9

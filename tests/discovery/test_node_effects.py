@@ -6,7 +6,8 @@ from families import FAMILIES, HEADS, LAYERS, VOCAB, Raw, bridge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechinterp.discovery import Node, missed, node_effects
+from mechinterp.discovery import Node, node_effects
+from mechinterp.discovery.diagnostics import missed
 from mechinterp.models.handmade import native
 
 N, LENGTH = 3, 9

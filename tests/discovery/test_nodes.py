@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from mechinterp.discovery import Node, atp, mean_cost, node_effects, nodes, verification_cost
+from mechinterp.discovery import Node, atp, node_effects, nodes
+from mechinterp.discovery.diagnostics import mean_cost, verification_cost
 from mechinterp.models import organisms
 from mechinterp.models.handmade import native
 from mechinterp.patching import activation_patch

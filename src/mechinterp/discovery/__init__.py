@@ -3,7 +3,6 @@
 from mechinterp.discovery.acdc import Found, Step, acdc
 from mechinterp.discovery.certificate import Certificate, TopEdge, certify, half_splits
 from mechinterp.discovery.curves import SHARES, Completeness, Curve, NoGap, cmd, completeness, cpr, curve
-from mechinterp.discovery.diagnostics import Missed, mean_cost, missed, subset_bound, verification_cost
 from mechinterp.discovery.exact import exact
 from mechinterp.discovery.files import CircuitFile, read_circuit, write_circuit
 from mechinterp.discovery.forward import patched_logits, said
@@ -25,7 +24,6 @@ __all__ = [
     "Edge",
     "Found",
     "Graph",
-    "Missed",
     "NoGap",
     "Node",
     "NodeScores",
@@ -50,8 +48,6 @@ __all__ = [
     "gim",
     "half_splits",
     "heads_of",
-    "mean_cost",
-    "missed",
     "node_effects",
     "patched_logits",
     "permuted",
@@ -59,8 +55,6 @@ __all__ = [
     "read_circuit",
     "roc",
     "said",
-    "subset_bound",
     "to_circuit",
-    "verification_cost",
     "write_circuit",
 ]
