@@ -105,14 +105,17 @@ def test_nodes_as_one_pass_each(case):
             unit[i] = True
             yield unit
 
-    for threshold in (0.02, 0.3):
+    tried = 0
+    for threshold in (0.02, 0.3, 0.1):
         *_, (slow, loss, tightest) = slowly(model, clean, corrupt, at, threshold, divergence, by_sender)
         if tightest < 2e-5:
             continue
         ours = acdc(model, clean, corrupt, at=at, threshold=threshold, by="heads")
         assert ours.mask.equal(slow)
         assert ours.loss == pytest.approx(loss, abs=1e-3)
-        assert all(step.what == step.what._replace() and not isinstance(step.what, Edge) for step in ours.steps)
+        assert not any(isinstance(step.what, Edge) for step in ours.steps)
+        tried += 1
+    assert tried, "verdicts hang on rounding at every threshold"
 
 
 def test_batches_change_nothing_and_orders_do(case):

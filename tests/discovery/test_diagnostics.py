@@ -4,25 +4,15 @@ import math
 
 import pytest
 import torch
-from families import VOCAB, bridge
+from families import bridge
 from hypothesis import given
 from hypothesis import strategies as st
+from question import AT, CLEAN, CORRUPT, metric
 from scipy import stats
 
 from mechinterp.discovery import Node, atp, node_effects
 from mechinterp.discovery.diagnostics import mean_cost, missed, subset_bound, verification_cost
 from mechinterp.models.handmade import native
-
-N, LENGTH = 3, 9
-G = torch.Generator().manual_seed(3)
-CLEAN, CORRUPT = (torch.randint(1, VOCAB, (N, LENGTH), generator=G) for _ in range(2))
-AT = torch.tensor([8, 5, 7])
-ANSWER = torch.randint(0, VOCAB, (N, 2), generator=G)
-ROWS = torch.arange(N)
-
-
-def metric(logits):
-    return logits.gather(1, ANSWER[:, :1])[:, 0] - logits.gather(1, ANSWER[:, 1:])[:, 0]
 
 
 def additive(sets, prompts=2, nodes=10, share=0.3, noise=0.3, seed=0):

@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,9 @@ from mechinterp.discovery import Graph, Scores, read_circuit, write_circuit
 
 GRAPHS = st.builds(lambda n, g, s, p: Graph(n, g * s, g, (p,) * n), st.integers(1, 3), st.integers(1, 3),
                    st.integers(1, 3), st.booleans())  # fmt: skip
-PEER = os.environ.get("MECHINTERP_EAP_IG")
-"""A Python that has EAP-IG 2.0 and TransformerLens 2 installed."""
+ROOT = Path(__file__).parents[2]
+CHECKOUT = os.environ.get("MECHINTERP_EAP_IG")
+PYTHON = Path(os.environ.get("MECHINTERP_AUTO_CIRCUIT_PYTHON", ROOT / ".venv-auto-circuit" / "bin" / "python"))
 SMALL = Graph(1, 2, 1, (False,))
 
 
@@ -191,7 +191,8 @@ def test_what_the_format_cannot_hold_is_not_written(tmp_path):
     assert not path.exists()
 
 
-@pytest.mark.skipif(PEER is None, reason="MECHINTERP_EAP_IG names no Python with EAP-IG")
+@pytest.mark.skipif(CHECKOUT is None, reason="MECHINTERP_EAP_IG does not name a checkout of hannamw/EAP-IG")
+@pytest.mark.skipif(not PYTHON.is_file(), reason="`make peers` makes the environment that EAP-IG's code runs in")
 @pytest.mark.parametrize(("ending", "parallel"), [("json", False), ("pt", False), ("json", True), ("pt", True)])
 def test_eap_ig_reads_what_is_written_and_its_files_are_read(tmp_path, ending, parallel):
     graph = Graph(2, 4, 2, (parallel,) * 2)
@@ -199,12 +200,14 @@ def test_eap_ig_reads_what_is_written_and_its_files_are_read(tmp_path, ending, p
     circuit = graph.live(circuit)
     write_circuit(tmp_path / f"ours.{ending}", graph, d_model=8, scores=scores, circuit=circuit)
     code = f"""
+import sys
+sys.path.append({str(Path(CHECKOUT or "", "src"))!r})
 from eap.graph import Graph
 g = Graph.from_{ending}({str(tmp_path / f"ours.{ending}")!r})
 print(g.count_included_edges(), len(g.edges))
 g.to_{ending}({str(tmp_path / f"theirs.{ending}")!r})
 """
-    ran = subprocess.run([PEER or sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ran = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True)
     repeats = torch.tensor([2 if r.kind in ("k", "v") else 1 for r in graph.receivers])
     assert ran.stdout.split() == [str(int((m * repeats).sum())) for m in (circuit, graph.mask)]
     found = read_circuit(tmp_path / f"theirs.{ending}", graph, d_model=8)

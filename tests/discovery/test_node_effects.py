@@ -2,24 +2,14 @@
 
 import pytest
 import torch
-from families import FAMILIES, HEADS, LAYERS, VOCAB, Raw, bridge
+from families import FAMILIES, HEADS, LAYERS, Raw, bridge
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from question import AT, CLEAN, CORRUPT, LENGTH, ROWS, metric
 
 from mechinterp.discovery import Node, node_effects
 from mechinterp.discovery.diagnostics import missed
 from mechinterp.models.handmade import native
-
-N, LENGTH = 3, 9
-G = torch.Generator().manual_seed(3)
-CLEAN, CORRUPT = (torch.randint(1, VOCAB, (N, LENGTH), generator=G) for _ in range(2))
-AT = torch.tensor([8, 5, 7])
-ANSWER = torch.randint(0, VOCAB, (N, 2), generator=G)
-ROWS = torch.arange(N)
-
-
-def metric(logits):
-    return logits.gather(1, ANSWER[:, :1])[:, 0] - logits.gather(1, ANSWER[:, 1:])[:, 0]
 
 
 def groups(model):

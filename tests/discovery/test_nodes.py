@@ -4,9 +4,10 @@ from collections import Counter
 
 import pytest
 import torch
-from families import FAMILIES, HEADS, LAYERS, VOCAB, Raw, bridge
+from families import FAMILIES, HEADS, LAYERS, Raw, bridge
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from question import AT, CLEAN, CORRUPT, LENGTH, ROWS, N, metric
 from scipy.stats import spearmanr
 
 from mechinterp.discovery import Node, atp, node_effects, nodes
@@ -15,17 +16,7 @@ from mechinterp.models import organisms
 from mechinterp.models.handmade import native
 from mechinterp.patching import activation_patch
 
-N, LENGTH = 3, 9
-G = torch.Generator().manual_seed(3)
-CLEAN, CORRUPT = (torch.randint(1, VOCAB, (N, LENGTH), generator=G) for _ in range(2))
-AT = torch.tensor([8, 5, 7])
-ANSWER = torch.randint(0, VOCAB, (N, 2), generator=G)
-ROWS = torch.arange(N)
 KINDS = ("q", "k", "v", "z", "attn_out", "mlp_out")
-
-
-def metric(logits):
-    return logits.gather(1, ANSWER[:, :1])[:, 0] - logits.gather(1, ANSWER[:, 1:])[:, 0]
 
 
 def score(model, **options):

@@ -241,11 +241,11 @@ def test_what_cannot_be_scored_is_refused():
 
 
 def test_too_many_scores_are_refused_with_their_size(monkeypatch):
-    from mechinterp.discovery import gradients
+    from mechinterp.discovery import scores
 
     model = bridge("GPT-2")
     clean = torch.randint(model.cfg.d_vocab, (3, 7), generator=torch.Generator().manual_seed(1))
-    monkeypatch.setattr(gradients, "MOST_BYTES", 1000)
+    monkeypatch.setattr(scores, "MOST_BYTES", 1000)
     with pytest.raises(ValueError, match=r"GiB.*score nodes"):
         eap(model, clean, clean.flip(0), metric=metric, at=torch.tensor([6, 6, 6]))
 

@@ -21,10 +21,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mechinterp.anatomy import Anatomy
-from mechinterp.discovery.forward import Elsewhere, at_rows, check_elsewhere
+from mechinterp.discovery.forward import Elsewhere, at_rows, check_question
 from mechinterp.discovery.graph import Edge, Graph, Receiver, Sender
 from mechinterp.discovery.sparse import Sparse, Trial
-from mechinterp.patching.checks import Metric, check_tokens, measure
+from mechinterp.patching.checks import Metric, measure
 from mechinterp.patching.engine import final_streams, reach
 
 
@@ -104,9 +104,7 @@ def acdc(
     >>> [str(edge) for edge in found.edges]
     ['input→a3.0.v', 'a3.0→logits']
     """
-    anatomy = check_tokens(model, clean, batch_size, at, bidirectional=True)
-    graph, at = Graph.of(anatomy), at.to(clean.device)
-    check_elsewhere(elsewhere, clean, graph, anatomy.size.d_model)
+    anatomy, graph, at = check_question(model, clean, elsewhere, at, batch_size)
     if threshold != threshold:
         raise ValueError("the threshold must be a number, not NaN")
     if by not in ("edges", "heads"):
@@ -114,8 +112,6 @@ def acdc(
     if start is not None and start.shape != graph.mask.shape:
         raise ValueError(f"the edges to start with have the shape {tuple(start.shape)}; expected {[*graph.mask.shape]}")
     on = graph.mask.clone() if start is None else start.cpu() & graph.mask
-    if isinstance(elsewhere, Tensor) and elsewhere.shape == clean.shape and elsewhere.equal(clean):
-        raise ValueError("the corrupted prompts are the clean ones: no edge would change anything")
     length = int(reach(anatomy, at, clean.shape[1]).max()) + 1
     there = at_rows(anatomy, graph, elsewhere, torch.arange(len(clean), device=clean.device))
     clean, there = clean[:, :length], None if there is None else there[..., :length, :, :]

@@ -15,11 +15,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mechinterp.anatomy import Anatomy
-from mechinterp.discovery.forward import Elsewhere, at_rows, check_elsewhere, messages
-from mechinterp.discovery.gradients import check_room
+from mechinterp.discovery.forward import Elsewhere, at_rows, check_question, messages
 from mechinterp.discovery.graph import Graph, Receiver
-from mechinterp.discovery.scores import Scores
-from mechinterp.patching.checks import Metric, check_tokens, measure
+from mechinterp.discovery.scores import Scores, check_room
+from mechinterp.patching.checks import Metric, measure
 from mechinterp.patching.engine import Cache, Window, attend, pick, pick_columns, reach, resume, trace
 
 
@@ -47,9 +46,7 @@ def exact(
 
     Errors: `ValueError` for edges of another shape, prompts that are not aligned; as of `check_tokens`.
     """
-    anatomy = check_tokens(model, clean, batch_size, at, bidirectional=True)
-    graph, at = Graph.of(anatomy), at.to(clean.device)
-    check_elsewhere(elsewhere, clean, graph, anatomy.size.d_model)
+    anatomy, graph, at = check_question(model, clean, elsewhere, at, batch_size)
     check_room(graph, clean, False)
     if edges is not None and edges.shape != graph.mask.shape:
         raise ValueError(f"edges have the shape {tuple(edges.shape)}; expected {tuple(graph.mask.shape)}")

@@ -243,8 +243,7 @@ def _receivers(graph: Graph) -> list[str]:
 
 def _columns(graph: Graph) -> Tensor:
     """For each of their receivers, ours."""
-    at = {receiver: i for i, receiver in enumerate(graph.receivers)}
-    return torch.tensor([at[receiver] for _, receiver in _theirs(graph)])
+    return torch.tensor([graph.column[receiver] for _, receiver in _theirs(graph)])
 
 
 def _shares(graph: Graph) -> Float[Tensor, " receiver"]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mechinterp.anatomy import Anatomy, Input
 from mechinterp.discovery.graph import Graph, Receiver
+from mechinterp.patching.checks import check_tokens
 
 if TYPE_CHECKING:
     from mechinterp.anatomy import Layer
@@ -79,6 +80,18 @@ def patched_logits(
 def _leading(n: int, length: int) -> list[tuple[int, ...]]:
     """Leading shapes that a mask of edges may have."""
     return [(), *((k,) for k in (1, n)), *((k, m) for k in (1, n) for m in (1, length))]
+
+
+def check_question(
+    model: Any, clean: Tensor, elsewhere: Any, at: Tensor, batch_size: int
+) -> tuple[Anatomy, Graph, Int[Tensor, " prompt"]]:
+    """Anatomy, graph and positions on the prompts' device, after refusing a question about edges that does not fit."""
+    anatomy = check_tokens(model, clean, batch_size, at, bidirectional=True)
+    graph = Graph.of(anatomy)
+    check_elsewhere(elsewhere, clean, graph, anatomy.size.d_model)
+    if isinstance(elsewhere, Tensor) and elsewhere.shape == clean.shape and elsewhere.equal(clean):
+        raise ValueError("the corrupted prompts are the clean ones: no edge would change anything")
+    return anatomy, graph, at.to(clean.device)
 
 
 def check_elsewhere(elsewhere: Any, tokens: Tensor, graph: Graph, d_model: int) -> None:

@@ -25,20 +25,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mechinterp.anatomy import Anatomy, Layer
-from mechinterp.discovery.forward import Elsewhere, at_rows, by_head, check_elsewhere, messages
+from mechinterp.discovery.forward import Elsewhere, at_rows, by_head, check_question, messages
+from mechinterp.discovery.gim import FACTORS, TEMPERATURE, Scaled, Tempered, frozen_norms
 from mechinterp.discovery.graph import Graph, Receiver
-from mechinterp.discovery.scores import Scores
+from mechinterp.discovery.scores import Scores, check_room
 from mechinterp.discovery.slopes import slope
-from mechinterp.modules import Norm
-from mechinterp.patching.checks import Metric, check_tokens
-
-GIM_TEMPERATURE = 2.0
-GIM_FACTORS = {"q": 0.25, "k": 0.25, "v": 0.5}
-"""Of the gradients of queries, keys and values (gim-explain 0.1.4)."""
-
-
-MOST_BYTES = 2**33
-"""Of scores that are held at a time."""
+from mechinterp.patching.checks import Metric
 
 
 def eap(
@@ -99,7 +91,7 @@ def eap_ig(
     Args:
         along: "input": the input's message is interpolated, one backward pass a step for all edges. "sender": each
             sender's own message is interpolated with all else clean, and scores the edges from this sender alone:
-            a step is a pass for every sender, from its layer on.
+            a step is a pass for every sender, of all prompts in one batch.
         others: as of `eap`.
 
     Errors: as of `eap`; `ValueError` for less than one step.
@@ -134,7 +126,7 @@ def gim(
     Args and errors: as of `eap`.
     """
     setup = _Setup.of(model, clean, elsewhere, metric, at, positions, batch_size)
-    return replace(setup, anatomy=_modified(setup.anatomy), gim=True).scores("GIM", [1.0], progress)
+    return replace(setup, anatomy=frozen_norms(setup.anatomy), gim=True).scores("GIM", [1.0], progress)
 
 
 @dataclass(frozen=True)
@@ -164,19 +156,13 @@ class _Setup:
     def of(
         cls, model: Any, clean: Tensor, elsewhere: Any, metric: Metric, at: Tensor, positions: bool, batch_size: int
     ) -> "_Setup":
-        anatomy = check_tokens(model, clean, batch_size, at, bidirectional=True)
-        graph = Graph.of(anatomy)
-        check_elsewhere(elsewhere, clean, graph, anatomy.size.d_model)
+        anatomy, graph, at = check_question(model, clean, elsewhere, at, batch_size)
         check_room(graph, clean, positions)
-        if isinstance(elsewhere, Tensor) and elsewhere.shape == clean.shape and elsewhere.equal(clean):
-            raise ValueError("the corrupted prompts are the clean ones: no edge would change anything")
-        return cls(anatomy, graph, clean, elsewhere, metric, at.to(clean.device), positions, batch_size)
+        return cls(anatomy, graph, clean, elsewhere, metric, at, positions, batch_size)
 
     def scores(self, method: str, fractions: Sequence[float], progress: bool) -> Scores:
         """Gradients averaged over runs at some fractions of the way from elsewhere to the clean input."""
-        n, length = self.clean.shape
-        shape = (n, length, *self.graph.mask.shape) if self.positions else (n, *self.graph.mask.shape)
-        values = torch.zeros(shape, device=self.clean.device)
+        n, values = len(self.clean), self._zeros()
         chunks = torch.arange(n, device=self.clean.device).split(self.batch_size)
         pulls = {f: self._pull(f, len(chunks)) for f in fractions}
         for rows in tqdm(chunks, desc=method, disable=not progress):
@@ -195,12 +181,13 @@ class _Setup:
 
     def scores_by_sender(self, method: str, fractions: Sequence[float], progress: bool) -> Scores:
         """As `scores`, with each sender's own message on the way and all else clean."""
-        n, length = self.clean.shape
-        shape = (n, length, *self.graph.mask.shape) if self.positions else (n, *self.graph.mask.shape)
-        values = torch.zeros(shape, device=self.clean.device)
-        if n > self.batch_size:
-            raise ValueError(f"{n} prompts in one batch of {self.batch_size}: gradients by sender take all at once")
-        rows = torch.arange(n, device=self.clean.device)
+        values = self._zeros()
+        rows = torch.arange(len(self.clean), device=self.clean.device)
+        if len(rows) > self.batch_size:
+            raise ValueError(
+                f"gradients by sender take all prompts in one batch, and {len(rows)} are more than batch_size = "
+                f"{self.batch_size}: give fewer prompts or a larger batch"
+            )
         start, pull = self.anatomy.embed(self.clean), self._pull(0.0, 1)
         change = self._change(rows, messages(self.anatomy, self.graph, self.clean)[0])
         for sender in tqdm(range(len(self.graph.senders)), desc=method, disable=not progress):
@@ -209,6 +196,10 @@ class _Setup:
                 found = self._gradients(start, rows, pull, moved)
                 self._add(values, rows, change, found, 1 / len(fractions), sender)
         return Scores(method, self.graph, self._finite(values))
+
+    def _zeros(self) -> Tensor:
+        n, length = self.clean.shape
+        return torch.zeros(n, *[length] * self.positions, *self.graph.mask.shape, device=self.clean.device)
 
     def _change(self, rows: Tensor, here: Tensor) -> Float[Tensor, "prompt sender pos d_model"]:
         """Each message elsewhere minus the clean one, which is overwritten."""
@@ -336,79 +327,11 @@ class _Setup:
                 yield _Gradient([column[r] for r in names], graph.before(names[0]), back)
 
     def _ready(self, layer: Layer, name: Any, made: Tensor, where: Tensor) -> Tensor:
-        return layer.ready(name, _Scaled.apply(made, GIM_FACTORS[name]) if self.gim else made, where)
+        return layer.ready(name, Scaled.apply(made, FACTORS[name]) if self.gim else made, where)
 
     def _softmax(self, scores: Tensor) -> Tensor:
-        return _Tempered.apply(scores, GIM_TEMPERATURE) if self.gim else scores.softmax(-1)
+        return Tempered.apply(scores, TEMPERATURE) if self.gim else scores.softmax(-1)
 
 
 Pull = Callable[[Tensor, Tensor], Tensor]
 """(rows, their logits at `at`) -> the gradient by these."""
-
-
-class _Scaled(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by a number."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient * ctx.factor, None
-
-
-class _Tempered(torch.autograd.Function):
-    """The softmax, which goes backward as that of its scores over a temperature, without the factor of that."""
-
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, temperature: float) -> Tensor:
-        ctx.save_for_backward((scores / temperature).softmax(-1))
-        return scores.softmax(-1)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (soft,) = ctx.saved_tensors
-        return soft * (gradient - (gradient * soft).sum(-1, keepdim=True)), None
-
-
-class _Frozen(Norm):
-    """A norm whose scale is a constant for gradients."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        found = self.frozen(x, self.scale(x).detach())
-        return found if self.bias is None else found + self.bias
-
-
-def _modified(anatomy: Anatomy) -> Anatomy:
-    """The same transformer with norms whose scales are constants for gradients."""
-
-    def frozen(norm: Norm) -> Norm:
-        return _Frozen(**vars(norm)) if norm else norm
-
-    layers = [
-        replace(
-            layer,
-            norm1=frozen(layer.norm1),
-            norm2=frozen(layer.norm2),
-            post1=frozen(layer.post1),
-            post2=frozen(layer.post2),
-            q_norm=frozen(layer.q_norm),
-            k_norm=frozen(layer.k_norm),
-        )
-        for layer in anatomy.layers
-    ]
-    return replace(anatomy, layers=tuple(layers), final=frozen(anatomy.final))
-
-
-def check_room(graph: Graph, tokens: Tensor, positions: bool) -> None:
-    """`ValueError` if scores [prompt (pos) sender receiver] would take more than `MOST_BYTES`."""
-    n, length = tokens.shape
-    size = 4 * n * (length if positions else 1) * graph.mask.numel()
-    if size > MOST_BYTES:
-        raise ValueError(
-            f"scores of {len(graph):,} edges on {n} prompts{' at every position' * positions} take "
-            f"{size / 2**30:.1f} GiB, more than {MOST_BYTES / 2**30:.0f}: give fewer prompts at a time"
-            f"{', or positions=False' * positions}, or score nodes instead of edges (`atp`)"
-        )

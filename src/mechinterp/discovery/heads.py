@@ -54,8 +54,7 @@ def drawing(
         weights: such as `Scores.mean`: edges are drawn as wide as theirs is large, and sorted by it.
     """
     mask = check_mask(graph, mask)
-    at = {sender: i for i, sender in enumerate(graph.senders)}, {r: i for i, r in enumerate(graph.receivers)}
-    weighed = [(edge, float(weights[at[0][edge.sender], at[1][edge.receiver]])) for edge in graph.edges(mask)]
+    weighed = [(e, float(weights[graph.row[e.sender], graph.column[e.receiver]])) for e in graph.edges(mask)]
     edges = [
         (str(edge.sender), _readers(graph, edge), KINDS[edge.receiver.kind], weight)
         for edge, weight in sorted(weighed, key=lambda pair: -abs(pair[1]))

@@ -100,7 +100,7 @@ def _promoted(graph: Graph, edges: Shaped[Tensor, "sender receiver"], by: By) ->
         return edges[1:].amax(1)
     if by == "edge":
         return edges[graph.mask]
-    at = {receiver: i for i, receiver in enumerate(graph.receivers)}
+    at = graph.column
     inputs = []
     for kind, layer, head in graph.receivers:
         if kind == "q":

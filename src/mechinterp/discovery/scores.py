@@ -8,6 +8,9 @@ from torch import Tensor
 
 from mechinterp.discovery.graph import Edge, Graph
 
+MOST_BYTES = 2**33
+"""Of scores that are held at a time."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -63,3 +66,15 @@ class Scores:
     def some(self, rows: Tensor) -> "Scores":
         """The scores on some of the prompts, by index or flag."""
         return replace(self, values=self.values[rows])
+
+
+def check_room(graph: Graph, tokens: Tensor, positions: bool) -> None:
+    """`ValueError` if scores [prompt (pos) sender receiver] would take more than `MOST_BYTES`."""
+    n, length = tokens.shape
+    size = 4 * n * (length if positions else 1) * graph.mask.numel()
+    if size > MOST_BYTES:
+        raise ValueError(
+            f"scores of {len(graph):,} edges on {n} prompts{' at every position' * positions} take "
+            f"{size / 2**30:.1f} GiB, more than {MOST_BYTES / 2**30:.0f}: give fewer prompts at a time"
+            f"{', or positions=False' * positions}, or score nodes instead of edges (`atp`)"
+        )
