@@ -125,6 +125,26 @@ def from_rows(
     return Task(tokens[:, 0], tokens[:, 1], answer, wrong, end, torch.tensor([order[name] for name in names]))
 
 
+def aligned(
+    tokenizer: PreTrainedTokenizerBase, rows: Iterable[Mapping[str, str]], *, prepend_bos: bool = False
+) -> list[Mapping[str, str]]:
+    """Those rows that `from_rows` takes with this tokenizer; the others cannot be aligned, or their answers are split.
+
+    >>> from mechinterp.models import load_tokenizer
+    >>> row = {"clean": "After Monday comes", "corrupted": "After Friday comes", "answer": " Tuesday"}
+    >>> len(aligned(load_tokenizer("lab"), [row | {"wrong": " Saturday"}, row | {"wrong": " Saturn's day"}]))
+    1
+    """
+    kept = []
+    for row in rows:
+        try:
+            from_rows(tokenizer, [row, row], prepend_bos=prepend_bos)
+        except ValueError:
+            continue
+        kept.append(row)
+    return kept
+
+
 def read(tokenizer: PreTrainedTokenizerBase, path: str | Path, *, prepend_bos: bool = False) -> Task:
     """A task from a file with a header line: `.csv` with commas, any other with tabs. Errors as `from_rows`.
 
