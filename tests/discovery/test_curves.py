@@ -195,6 +195,25 @@ def test_intervals_are_over_units():
     assert cpr(units).n == 3
 
 
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("area", [cpr, cmd])
+def test_the_difference_of_two_curves_varies_less_than_they_do(area, log):
+    better = by_hand([0.4, 0.9, 1], [0.01, 0.1, 1], [10, 100, 1000], noise=0.3)
+    worse = by_hand([0.2, 0.8, 1], [0.01, 0.1, 1], [10, 100, 1000], noise=0.3)
+    gap = area(better, log=log, minus=worse)
+    assert float(gap) == pytest.approx(float(area(better, log=log)) - float(area(worse, log=log)))
+    both = [area(one, log=log).interval for one in (better, worse)]
+    assert gap.interval[1] - gap.interval[0] < 0.1 * min(hi - lo for lo, hi in both)
+    nothing = area(better, log=log, minus=better)
+    assert (float(nothing), *nothing.interval) == (0, 0, 0)
+    others = by_hand([0.2, 1], [0.1, 1], [100, 1000])
+    others = Curve(
+        1000, others.shares, others.requested, others.realised, others.values, others.model + 1, others.empty
+    )
+    with pytest.raises(ValueError, match="of other prompts"):
+        area(better, minus=others)
+
+
 def test_nothing_to_measure_and_what_does_not_fit_is_refused():
     model = bridge("Llama")
     clean, corrupt, at, metric = setting(model)

@@ -5,7 +5,7 @@ import torch
 
 from mechinterp import viz
 from mechinterp.circuits import Circuit, Setting, completeness, faithfulness, minimality
-from mechinterp.discovery import Graph, drawing, heads_of, patched_logits, to_circuit
+from mechinterp.discovery import Graph, Sender, drawing, head_scores, heads_of, patched_logits, to_circuit
 from mechinterp.heads import Head
 from mechinterp.models import organisms
 from mechinterp.patching import mean_reference
@@ -81,3 +81,19 @@ def test_a_drawing_has_every_edge_once_the_largest_first():
     ]
     assert found["levels"] == {"input": -1, "a0.1": 0, "a0.2": 0, "a0.3": 0, "a1.1": 1, "m1": 1.5, "logits": 2}
     assert len(viz.edge_graph(**found, title="t", caption="c").plot.data) == 4 + 1 + 4
+
+
+def test_a_head_is_ranked_by_the_largest_of_its_edges():
+    graph = Graph(2, 3, 1, (False, True))
+    values = torch.randn(graph.mask.shape, generator=torch.Generator().manual_seed(0))
+    found = head_scores(graph, values)
+    for layer in range(2):
+        for head in range(3):
+            leaving = [
+                abs(float(values[graph.row[e.sender], graph.column[e.receiver]]))
+                for e in graph
+                if e.sender == Sender("head", layer, head)
+            ]
+            assert float(found[layer, head]) == pytest.approx(max(leaving))
+    with pytest.raises(ValueError, match="the edges of this graph"):
+        head_scores(graph, values[:2])

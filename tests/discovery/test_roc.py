@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
-from mechinterp.discovery import Edge, Graph, Scores, Sender, roc
+from mechinterp.discovery import Edge, Graph, Scores, Sender, auc, roc
 from mechinterp.rasp import compile_program, programs
 from mechinterp.rasp.circuits import truth
 
@@ -172,3 +172,30 @@ def test_what_cannot_be_told_apart_is_refused():
 def test_an_unknown_level_is_refused():
     with pytest.raises(ValueError, match="by must be one of edge, head, node, not 'neuron'"):
         roc(ONE, scored(ONE, {}), [NAMES[:1]], by="neuron")
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(1, 3)), min_size=2, max_size=20))
+def test_a_ranking_counts_pairs_item_by_item_and_a_weight_is_as_many_items(items):
+    flags = [true for _, true, _ in items]
+    values, true = torch.tensor([float(x) for x, *_ in items]), torch.tensor(flags)
+    if all(flags) or not any(flags):
+        with pytest.raises(ValueError, match="items that are true and items that are not"):
+            auc(values, true)
+        return
+    won = [a > b for a, t, _ in items if t for b, u, _ in items if not u]
+    assert auc(values, true) == pytest.approx(sum(won) / len(won))
+    weights = torch.tensor([w for *_, w in items])
+    repeated = auc(values.repeat_interleave(weights), true.repeat_interleave(weights))
+    assert auc(values, true, weights.float()) == pytest.approx(repeated)
+
+
+def test_a_ranking_of_edges_has_the_area_of_its_staircase():
+    generator = torch.Generator().manual_seed(3)
+    sizes = dict(zip(NAMES, torch.randint(4, (8,), generator=generator).tolist(), strict=True))
+    true = [NAMES[1], NAMES[4], NAMES[6]]
+    [found] = roc(ONE, scored(ONE, sizes), [true])
+    values = torch.tensor([float(sizes[name]) for name in NAMES])
+    assert auc(values, torch.tensor([name in true for name in NAMES])) == pytest.approx(found.auc)
+    with pytest.raises(ValueError, match="one value and one flag an item"):
+        auc(values, torch.ones(3, dtype=torch.bool))

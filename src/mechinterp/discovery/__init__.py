@@ -8,11 +8,11 @@ from mechinterp.discovery.files import CircuitFile, read_circuit, write_circuit
 from mechinterp.discovery.forward import patched_logits, said
 from mechinterp.discovery.gradients import eap, eap_ig, gim
 from mechinterp.discovery.graph import Edge, Graph, Receiver, Sender, between_heads
-from mechinterp.discovery.heads import drawing, heads_of, to_circuit
+from mechinterp.discovery.heads import drawing, head_scores, heads_of, to_circuit
 from mechinterp.discovery.node_effects import node_effects
 from mechinterp.discovery.nodes import Node, NodeScores, atp
 from mechinterp.discovery.nulls import permuted, random_edges
-from mechinterp.discovery.roc import Roc, roc
+from mechinterp.discovery.roc import Roc, auc, roc
 from mechinterp.discovery.scores import Scores
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "TopEdge",
     "acdc",
     "atp",
+    "auc",
     "between_heads",
     "certify",
     "cmd",
@@ -47,6 +48,7 @@ __all__ = [
     "exact",
     "gim",
     "half_splits",
+    "head_scores",
     "heads_of",
     "node_effects",
     "patched_logits",

@@ -122,7 +122,7 @@ def curve(
     )
 
 
-def cpr(curve: Curve, *, log: bool = False) -> Estimate:
+def cpr(curve: Curve, *, log: bool = False, minus: Curve | None = None) -> Estimate:
     """The area under f: MIB's circuit performance ratio, with a bootstrap interval over units.
 
     By default exactly as MIB: trapezoids over the requested shares, nothing below the first; half of the area lies
@@ -130,14 +130,18 @@ def cpr(curve: Curve, *, log: bool = False) -> Estimate:
     from the smallest requested size to all edges, divided by that range, so that f = 1 everywhere gives 1; f begins at
     0 if all circuits of that size or less are empty.
 
-    Errors: `ValueError` for a curve of one point.
+    Args:
+        minus: another curve on the same prompts, whose area is taken off. The interval is that of the difference: of
+            two methods on one task, much narrower than their own.
+
+    Errors: `ValueError` for a curve of one point, or of other prompts.
     """
-    return _area(curve, lambda f: f, log)
+    return _area(curve, lambda f: f, log, minus)
 
 
-def cmd(curve: Curve, *, log: bool = False) -> Estimate:
-    """The area of |1 − f|: MIB's circuit-model distance; 0 is best. Axes, interval and errors as of `cpr`."""
-    return _area(curve, lambda f: np.abs(1 - f), log)
+def cmd(curve: Curve, *, log: bool = False, minus: Curve | None = None) -> Estimate:
+    """The area of |1 − f|: MIB's circuit-model distance; 0 is best. Arguments, interval and errors as of `cpr`."""
+    return _area(curve, lambda f: np.abs(1 - f), log, minus)
 
 
 @dataclass(frozen=True)
@@ -266,21 +270,30 @@ def _check_gap(whole: Tensor, empty: Tensor, unit: str, clusters: Any) -> None:
         )
 
 
-def _area(curve: Curve, of: Callable[[np.ndarray], np.ndarray], log: bool) -> Estimate:
-    """The area under a function of f."""
-    if len(curve) < 2:
-        raise ValueError(f"an area needs a curve of at least two circuits, got {len(curve)}")
+def _area(curve: Curve, of: Callable[[np.ndarray], np.ndarray], log: bool, minus: Curve | None) -> Estimate:
+    """The area under a function of f, less that of another curve."""
+    curves = [curve] if minus is None else [curve, minus]
+    for one in curves:
+        if len(one) < 2:
+            raise ValueError(f"an area needs a curve of at least two circuits, got {len(one)}")
+        if one.model.shape != curve.model.shape or not torch.allclose(one.model, curve.model, atol=1e-3):
+            raise ValueError("the curve to take off is of other prompts, or of another model")
+    parts = [(one, slice(i, i + len(one) + 2)) for one, i in zip(curves, (0, len(curve) + 2), strict=False)]
 
-    def area(rows: np.ndarray) -> float:
+    def area(one: Curve, rows: np.ndarray) -> float:
         *values, whole, empty = rows.mean(0)
         f = (np.array(values) - empty) / (whole - empty)
         if not log:
-            return float(np.trapezoid(of(f), curve.shares))
-        x, f = _log_axis(curve, f)
+            return float(np.trapezoid(of(f), one.shares))
+        x, f = _log_axis(one, f)
         return float(np.trapezoid(of(f), x) / (x[-1] - x[0]))
 
-    rows = torch.stack([*curve.values, curve.model, curve.empty], 1)
-    return resampled(rows, area, unit=curve.unit, clusters=curve.clusters)
+    def difference(rows: np.ndarray) -> float:
+        own, *other = (area(one, rows[:, columns]) for one, columns in parts)
+        return own - sum(other)
+
+    rows = torch.cat([torch.stack([*one.values, one.model, one.empty], 1) for one in curves], 1)
+    return resampled(rows, difference, unit=curve.unit, clusters=curve.clusters)
 
 
 def _log_axis(curve: Curve, f: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -27,6 +27,25 @@ def heads_of(graph: Graph, mask: Bool[Tensor, "*pos sender receiver"]) -> list[H
     return [Head(s.layer, s.head) for s, on in zip(graph.senders, says, strict=True) if on and s.kind == "head"]
 
 
+def head_scores(graph: Graph, values: Float[Tensor, "sender receiver"]) -> Float[Tensor, "layer head"]:
+    """How large the largest value of the edges that leave each head is; a head ranked by the best of its edges.
+
+    Args:
+        values: scores, such as `Scores.mean`; or of every edge the threshold at which it falls.
+
+    Errors: `ValueError` for values of another graph.
+
+    >>> graph = Graph(1, 2, 2, (False,))
+    >>> head_scores(graph, -2.0 * graph.masked(["a0.1→m0"])).tolist()
+    [[0.0, 2.0]]
+    """
+    if values.shape != graph.mask.shape:
+        raise ValueError(f"values are {[*values.shape]}, the edges of this graph {[*graph.mask.shape]}")
+    there = graph.mask.to(values.device)
+    best = values.abs().masked_fill(~there, 0).amax(1)
+    return best[1:].view(graph.n_layers, graph.n_heads + 1)[:, :-1]
+
+
 def to_circuit(
     graph: Graph,
     mask: Bool[Tensor, "*pos sender receiver"],

@@ -84,6 +84,31 @@ def roc(
     return sorted(curves, key=lambda one: -one.auc)
 
 
+def auc(
+    values: Float[Tensor, " item"], true: Bool[Tensor, " item"], weights: Float[Tensor, " item"] | None = None
+) -> float:
+    """The pessimistic AUC of a ranking: how often a true item stands strictly above one that is not true.
+
+    For a ranking this is the area under the lower staircase of `roc`: a tie counts as lost.
+
+    Args:
+        weights: how many items each stands for, where they are a sample.
+
+    Errors: `ValueError` for shapes that differ, values that are not finite, or if nothing or everything is true.
+
+    >>> auc(torch.tensor([3.0, 2.0, 2.0, 1.0]), torch.tensor([True, True, False, False]))
+    0.75
+    """
+    weights = torch.ones_like(values) if weights is None else weights
+    if values.ndim != 1 or not values.shape == true.shape == weights.shape:
+        raise ValueError(f"one value and one flag an item, got {[*values.shape]}, {[*true.shape]}, {[*weights.shape]}")
+    if not values.isfinite().all() or true.all() or not true.any():
+        raise ValueError("a ranking needs finite values, and items that are true and items that are not")
+    above = (values[true][:, None] > values[~true]).double()
+    pairs = weights[true].double()[:, None] * weights[~true].double()
+    return float((above * pairs).sum() / pairs.sum())
+
+
 def _sizes(scores: Scores) -> Float[Tensor, "sender receiver"]:
     """How large each edge's mean score is, at the position where it is largest; −1 if it was not scored."""
     size = scores.mean.abs().cpu()

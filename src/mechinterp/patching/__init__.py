@@ -3,6 +3,7 @@
 from mechinterp.patching.ablation import replace
 from mechinterp.patching.activation_patching import ActivationPatch, activation_patch
 from mechinterp.patching.direct import LogitAttribution, direct_logit_attribution, logit_lens
+from mechinterp.patching.following import follow_back
 from mechinterp.patching.path_patching import PathPatch, path_patch
 from mechinterp.patching.recording import (
     Activations,
@@ -21,6 +22,7 @@ __all__ = [
     "PathPatch",
     "activation_patch",
     "direct_logit_attribution",
+    "follow_back",
     "group_means",
     "logit_lens",
     "logits_at",
