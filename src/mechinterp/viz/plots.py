@@ -111,9 +111,21 @@ def histogram(values: Float[Tensor, " sample"], *, x: str, title: str, caption: 
 
 
 def scatter(
-    series: Mapping[str, tuple[Any, Any]], *, x: str, y: str, title: str, caption: str, diagonal: bool = False
+    series: Mapping[str, tuple[Any, Any]],
+    *,
+    x: str,
+    y: str,
+    title: str,
+    caption: str,
+    diagonal: bool = False,
+    log: bool = False,
 ) -> Figure:
-    """Points of one or more series; `diagonal` draws the line y = x."""
+    """Points of one or more series; `diagonal` draws the line y = x, and `log` both axes by decades.
+
+    Errors: `ValueError` for values that are not above 0, with `log`.
+    """
+    if log and any((_array(v) <= 0).any() for pair in series.values() for v in pair):
+        raise ValueError("values on logarithmic axes must be above 0: take their size, and a least one to draw")
     plot = go.Figure()
     symbols = ("circle", "diamond", "cross", "square")
     for i, (name, (xs, ys)) in enumerate(series.items()):
@@ -128,8 +140,9 @@ def scatter(
         every = np.concatenate([_array(v) for pair in series.values() for v in pair])
         ends = [float(every.min()), float(every.max())]
         plot.add_scatter(x=ends, y=ends, mode="lines", line={"color": INK, "dash": "dot"}, name="y = x")
-    plot.update_xaxes(title=x)
-    plot.update_yaxes(title=y)
+    kind: dict[str, Any] = {"type": "log", "dtick": 1, "exponentformat": "power"} if log else {}
+    plot.update_xaxes(title=x, **kind)
+    plot.update_yaxes(title=y, **kind)
     return finish(plot, title, caption, height=400)
 
 

@@ -9,7 +9,8 @@ the one of four simple tasks at which the model is right most often. Values of t
 from typing import Any
 
 from mechinterp.claims.expectations import Range
-from mechinterp.claims.statement import Claim
+from mechinterp.claims.statement import Claim, Revision
+from mechinterp.scales import Scale
 
 
 def _claim(expected: Any = None, **told: Any) -> Claim:
@@ -25,6 +26,12 @@ _AREA = (
 )
 _TWO_HALVES = "EAP's scores from one half of the prompts in place of the other method's, minus those from the other"
 _COST = "effort of finding the K largest effects with the scores' help over an oracle's, geometric mean over K by 1 / K"
+
+_SCALES: tuple[Scale, ...] = ("paper", "laptop", "lab")
+_NO_QUERIES = (
+    "The queries of shift_by are made of positions, which a corrupted prompt does not change: all effects were 0, and "
+    "nothing had been measured."
+)
 
 ATTRIBUTION: tuple[Claim, ...] = (
     _claim(
@@ -211,9 +218,13 @@ ATTRIBUTION: tuple[Claim, ...] = (
         statement="the QK fix is exact where only one row of attention changes and all that follows is linear",
         paper_value="exact",
         where="derived",
-        measure="largest difference from the exact effect, queries of the compiled program shift_by on all inputs",
+        measure="largest difference from the exact effect, queries of a compiled head that looks for equal tokens, on "
+        "all inputs",
         null="a positive control that must exceed it: AtP without the fix",
         seen_before="the package's tests compare the fix with patching on tiny models",
+        revised=tuple(
+            Revision("2026-11-29", scale, "the same bound, for queries of shift_by", _NO_QUERIES) for scale in _SCALES
+        ),
     ),
     _claim(
         id="AT-7",
