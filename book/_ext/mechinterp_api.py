@@ -1,12 +1,13 @@
 """Sphinx extension: the pages of the API, made from the package's docstrings.
 
 A page `book/api/NAME.md` lists modules. Each becomes a table of its functions with their first lines, and below it
-their docstrings. What one package exports is documented there and nowhere else.
+their docstrings, each in one place: on the page that lists its module, else on that of a package that exports it.
 """
 
 import importlib
 import inspect
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -51,15 +52,26 @@ def members(name: str) -> list[str]:
 
 @cache
 def homes(folder: Path) -> dict[int, str]:
-    """Where each function and class is documented: once, by the first package that exports it, else its module."""
-    names = [name for listed in pages(folder).values() for name in listed]
+    """Where each function and class is documented: once.
+
+    By the first package that exports it, unless its module has a page without that package; else by its module.
+    """
+    listed = pages(folder)
     found: dict[int, str] = {}
-    for name in sorted(names, key=lambda name: (not hasattr(importlib.import_module(name), "__all__"), name)):
-        module = importlib.import_module(name)
-        for item in members(name):
-            thing = getattr(module, item)
-            if inspect.isfunction(thing) or inspect.isclass(thing):
-                found.setdefault(id(thing), f"{name}.{item}")
+
+    def take(names: Iterable[str]) -> None:
+        for name in names:
+            module = importlib.import_module(name)
+            for item in members(name):
+                thing = getattr(module, item)
+                if inspect.isfunction(thing) or inspect.isclass(thing):
+                    found.setdefault(id(thing), f"{name}.{item}")
+
+    every = sorted(name for names in listed.values() for name in names)
+    packages = {name for name in every if hasattr(importlib.import_module(name), "__all__")}
+    take(name for names in listed.values() if packages.isdisjoint(names) for name in names)
+    take(name for name in every if name in packages)
+    take(name for name in every if name not in packages)
     return found
 
 
