@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from visiting import CHROMIUM, FLAGS, ROOT
+from visiting import ROOT
 
 from mechinterp.claims import CLAIMS, scoreboard
 from mechinterp.claims.scoreboard import board, summary
@@ -12,18 +12,6 @@ from mechinterp.claims.scoreboard import board, summary
 AROUND = 455
 """Pixels that the page of the book has above and below its board, at a width of 1366."""
 TWICE = [*CLAIMS] * 2
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium to draw the board with")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=CHROMIUM, args=[f"--{flag}" for flag in FLAGS.split()])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
