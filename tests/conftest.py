@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported: no test asks the network
 
@@ -10,6 +11,7 @@ import jaxtyping
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+from visiting import CHROMIUM, FLAGS
 
 from mechinterp.models import load, load_tokenizer, pretrained, to_bridge
 from mechinterp.models.load import LAB
@@ -125,3 +127,16 @@ def gpt2_tokenizer(shared: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(shared / "gpt2_tokenizer")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, one for all tests; except in CI, no browser is no failure."""
+    if CHROMIUM is None and not os.environ.get("CI"):
+        pytest.skip("no Chromium to open pages with")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=CHROMIUM, args=[f"--{flag}" for flag in FLAGS.split()])
+        yield chromium
+        chromium.close()

@@ -42,6 +42,12 @@ def expected() -> dict[tuple[str, str, str], str]:
     return verdicts
 
 
+def silent(verdicts: dict[tuple[str, str, str], str]) -> set[tuple[str, str]]:
+    """Chapters and scales at which nothing was measured: their rows are folded."""
+    rows = {(chapter, scale) for chapter, scale, _ in verdicts}
+    return rows - {key[:2] for key, v in verdicts.items() if v not in ("not asked here", "not run yet")}
+
+
 CELLS = """() => [...document.querySelectorAll('.mi-cell')].map(cell => ({
     chapter: cell.closest('.mi-chapter').id.replace('board-', ''),
     scale: cell.closest('.mi-row').dataset.scale,
@@ -63,7 +69,8 @@ def test_a_cell_for_every_claim_and_scale_says_what_the_results_say(visit) -> No
         assert f"mi-{verdict.replace(' ', '-')}" in found[key]["classes"], key
         assert found[key]["sign"] == SIGNS[verdict]
         assert verdict in found[key]["told"]
-    assert all(c["seen"] for c in cells)
+    folded = silent(verdicts)
+    assert all(c["seen"] == ((c["chapter"], c["scale"]) not in folded) for c in cells)
 
 
 def test_trained_for_is_never_a_full_green(visit) -> None:
@@ -121,7 +128,28 @@ def test_filters_leave_what_was_chosen(visit, script: bool) -> None:
     choose(page, "verdict", "")
     assert seen() == sum(map(len, CLAIMS.values()))
     choose(page, "scale", "")
-    assert seen() == len(verdicts)
+    assert seen() == sum(key[:2] not in silent(verdicts) for key in verdicts)
+
+
+@pytest.mark.parametrize("script", [True, False])
+def test_a_scale_without_a_measurement_is_a_line_that_unfolds(visit, script: bool) -> None:
+    page = visit(PAGE, script=script).page
+    folded = silent(expected())
+    assert page.locator(".mi-fold").count() == len({chapter for chapter, _ in folded})
+    for chapter in {chapter for chapter, _ in folded}:
+        line = page.locator(f"#board-{chapter} .mi-fold")
+        hidden = {scale for name, scale in folded if name == chapter}
+        assert all(f"{scale}: " in line.inner_text() for scale in hidden)
+        rows = page.locator(f"#board-{chapter} .mi-row:visible")
+        assert rows.count() == len(SCALES) - len(hidden)
+        line.locator("input").focus()
+        page.keyboard.press("Space")
+        assert rows.count() == len(SCALES)
+        line.click()
+        assert rows.count() == len(SCALES) - len(hidden)
+    choose(page, "scale", "paper")
+    assert page.locator(".mi-row[data-scale='paper']:visible").count() == len(CLAIMS), "whoever asks for it sees it"
+    assert page.locator(".mi-fold:visible").count() == 0
 
 
 @pytest.mark.parametrize("script", [True, False])
@@ -155,7 +183,7 @@ def test_a_card_says_the_claim_every_scale_and_whose_run_it_was(visit) -> None:
             assert f"{scale} {SIGNS[verdicts[chapter, scale, id]]} {verdicts[chapter, scale, id]}" in text
             for fact in (run["model"]["name"], run["model"]["sha256"][:12], run["device"], run["date"]):
                 assert fact in text, (id, fact)
-        caption = page.locator(f"#board-{chapter} .mi-row[data-scale='{scale}'] .mi-run").inner_text()
+        caption = page.locator(f".mi-run[data-chapter='{chapter}'][data-scale='{scale}']").text_content()
         assert run["model"]["sha256"][:12] in caption
         assert run["date"] in caption
 
@@ -182,8 +210,15 @@ def test_every_card_fits_the_screen(visit, width: int) -> None:
 
 
 def test_the_board_fits_two_screens(visit) -> None:
-    height = visit(PAGE).page.evaluate("document.documentElement.scrollHeight")
-    assert height <= 1700
+    page = visit(PAGE).page
+    assert page.evaluate("document.documentElement.scrollHeight") <= 1700
+    missing = max(14 - len(CLAIMS), 0)
+    page.evaluate(
+        "n => [...document.querySelectorAll('.mi-chapter')].slice(0, n).forEach(c => c.after(c.cloneNode(true)))",
+        missing,
+    )
+    assert page.locator(".mi-chapter").count() == len(CLAIMS) + missing
+    assert page.evaluate("document.documentElement.scrollHeight") <= 1700, "with fourteen chapters"
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -197,7 +232,8 @@ def test_every_verdict_can_be_read_and_stands_out(visit, theme: str) -> None:
         kinds,
     )
     assert page.locator(".mi-sample").count() == 7
-    text = ".mi-cell span, .mi-cell small, .mi-run, .mi-bar span, .mi-filters label, .mi-filters b, .mi-legend"
+    text = ".mi-cell span, .mi-cell small, .mi-run, .mi-fold, .mi-head small, .mi-bar span, .mi-filters label"
+    text += ", .mi-filters b, .mi-legend"
     assert page.evaluate(FAINT, [text, 4.5]) == []
     page.locator(".mi-cell").nth(9).click()
     assert page.evaluate(FAINT, [".mi-popover:popover-open :is(dt, dd, h3, h3 span, p, button)", 4.5]) == []

@@ -108,16 +108,28 @@ STYLE = (
 .mi-legend { margin: 0 0 .4em; line-height: 1.4; }
 .mi-filters fieldset:nth-of-type(2) { float: left; margin-right: 1.4em; }
 .mi-filters + * { clear: both; }
-.mi-chapter h2 { margin: .4em 0 .2em; font-size: 1rem; font-weight: 600; line-height: 1.3; }
-.mi-row { display: grid; grid-template-columns: 4.6em 1fr; margin: 0 0 .2em; }
-.mi-scale { padding-top: .3em; font-weight: 600; }
+.mi-chapter { display: grid; grid-template-columns: 13.4em 1fr; gap: 0 .6em; padding: .2em 0;
+  border-top: 1px solid var(--line); }
+.mi-chapter h2 { margin: 0; font-size: 1em; font-weight: 600; line-height: 1.2; }
+.mi-chapter h2 a { text-decoration-color: var(--line); }
+.mi-head small, .mi-fold, .mi-run { font-size: .88em; line-height: 1.2;
+  color: color-mix(in srgb, currentColor 82%, transparent); }
+.mi-head small { display: block; }
+.mi-fold { display: block; margin: 0; cursor: pointer; }
+.mi-fold input { position: absolute; opacity: 0; pointer-events: none; }
+.mi-fold::before { content: "▸ "; }
+.mi-fold:has(:checked)::before { content: "▾ "; }
+.mi-fold:has(:focus-visible) { outline: 2px solid currentColor; outline-offset: 1px; }
+.mi-row { display: grid; grid-template-columns: 3.7em 1fr; margin: 0 0 2px; }
+.mi-scale { line-height: 1.65; }
 .mi-cells { display: flex; flex-wrap: wrap; gap: 2px; }
-.mi-run { grid-column: 2; font-size: .88em; line-height: 1.2; color: color-mix(in srgb, currentColor 82%, transparent);
-  overflow-wrap: anywhere; }
-.mi-cell { width: 2.3em; height: 1.82em; padding: 0; border-radius: .25em; cursor: pointer; font: inherit;
+.mi-runs { margin: .3em 0 .6em; padding: .3em 0 0; border-top: 1px solid var(--line); }
+.mi-runs > summary { cursor: pointer; }
+.mi-run { margin: .3em 0; overflow-wrap: anywhere; }
+.mi-cell { width: 1.82em; height: 1.65em; padding: 0; border-radius: .2em; cursor: pointer; font: inherit;
   display: inline-flex; flex-direction: column; align-items: center; justify-content: center; line-height: 1; }
-.mi-cell span { font-weight: 700; line-height: 1; }
-.mi-cell small { font-size: .8em; line-height: 1; }
+.mi-cell span { font-size: .85em; font-weight: 700; line-height: .95; }
+.mi-cell small { font-size: .78em; line-height: .95; }
 .mi-cell:hover { filter: brightness(1.12); }
 .mi-cell:focus-visible { outline: 2px solid currentColor; outline-offset: 1px; }
 .mi-board .mi-cell:focus-visible { outline-color: var(--pst-color-text-base, CanvasText); }
@@ -137,23 +149,32 @@ STYLE = (
 .mi-close { float: right; margin: -.4em -.5em 0 .5em; padding: 0 .45em; font-size: 1.4em; line-height: 1.3;
   color: inherit; background: none; border: 1px solid transparent; border-radius: .25em; cursor: pointer; }
 .mi-close:hover, .mi-close:focus-visible { border-color: currentColor; }
-.mi-small .mi-part { padding: .25em 0; border-top: 1px solid var(--line); line-height: 1.3;
-  display: grid; grid-template-columns: 10em 3.3em 1fr; gap: 0 .5em; align-items: center; }
-.mi-small .mi-part > a { text-decoration-color: var(--line); }
+.mi-small .mi-part { padding: .15em 0; border-top: 1px solid var(--line); line-height: 1.2;
+  display: grid; grid-template-columns: 11.2em 3.2em 1fr; gap: 0 .5em; align-items: center; }
+.mi-small .mi-part > a { font-size: .95em; text-decoration-color: var(--line); }
 .mi-small .mi-part b { font-weight: 400; font-size: .92em; }
 .mi-small .mi-bars { margin-bottom: .4em; grid-template-columns: 4.2em 1fr; }
-.mi-dots { display: flex; flex-wrap: wrap; gap: 2px; align-content: center; }
-.mi-dots span { width: 1.35em; height: 1.35em; border-radius: .2em; font-size: .78em; line-height: 1.2;
-  text-align: center; }
+.mi-dots { display: flex; flex-wrap: wrap; gap: 1px; align-content: center; }
+.mi-dots span { flex: 1 1 .78em; max-width: 1.45em; height: 1.4em; border-radius: .2em; font-size: .74em;
+  line-height: 1.3; text-align: center; overflow: hidden; }
 @media (max-width: 700px) {
-  .mi-row { grid-template-columns: 1fr; }
-  .mi-run { grid-column: 1; }
-  .mi-scale { padding: 0; }
+  .mi-filters fieldset:nth-of-type(2) { float: none; }
+  .mi-chapter { grid-template-columns: 1fr; gap: .2em; padding: .4em 0; }
+  .mi-head small { display: inline; }
+  .mi-chapter h2 { display: inline; margin-right: .4em; }
+  .mi-row { margin: 0 0 .4em; }
+  .mi-cells { gap: 3px; }
+  .mi-cell { width: 2.05em; height: 1.9em; }
+  .mi-small .mi-part { grid-template-columns: 1fr 3.2em; gap: .15em .5em; }
+  .mi-small .mi-dots { grid-column: 1 / -1; }
   .mi-popover dl { grid-template-columns: 1fr; }
   .mi-popover dd { margin: 0 0 .3em .8em; }
 }
 """
     + "".join(f".mi-{_slug(verdict)} {{ --hue: {hue}; }}\n" for verdict, hue in HUES.items())
+    + '.mi-board:has([name="mi-verdict"][value=""]:checked):has([name="mi-scale"][value=""]:checked) '
+    ".mi-chapter:not(:has(.mi-fold :checked)) .mi-silent { display: none; }\n"
+    '.mi-board:has(.mi-filters :checked:not([value=""])) .mi-fold { display: none; }\n'
     + "".join(
         f"{_chosen(verdict)} .mi-cell:not(.mi-{_slug(verdict)}), "
         f"{_chosen(verdict)} .mi-row:not(:has(.mi-{_slug(verdict)})), "

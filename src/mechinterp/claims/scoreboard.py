@@ -1,4 +1,8 @@
-"""The scoreboard: a cell a claim, coloured by its verdict, a row a chapter and scale; behind every cell its card."""
+"""The scoreboard: a cell a claim, coloured by its verdict, a row a chapter and scale; behind every cell its card.
+
+Fourteen chapters must fit two screens: a title stands beside its rows, scales without a measurement are folded, and
+whose runs these are is told once, below all of them and on the cards.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -54,18 +58,26 @@ class Chapter:
             return entry.verdict
         return "not asked here" if claim.why_not(scale) else "not run yet"
 
+    def silent(self, scale: Scale) -> bool:
+        """Whether no claim has been measured at this scale."""
+        return all(self.verdict(claim, scale) in ("not asked here", "not run yet") for claim in self.claims)
+
     def fullest(self) -> Scale:
         """The scale at which most claims have been run; of two alike, the one nearer to the paper's."""
         run = {scale: sum(self.verdict(claim, scale) != "not run yet" for claim in self.claims) for scale in SHOWN}
         return max(SHOWN, key=lambda scale: (self.runs[scale] is not None, run[scale], SHOWN.index(scale)))
+
+    def counts(self, scale: Scale) -> str:
+        """How many claims got which verdict."""
+        counts = Counter(self.verdict(claim, scale) for claim in self.claims)
+        return ", ".join(f"{counts[verdict]} {verdict}" for verdict in MARKS if counts[verdict])
 
     def caption(self, scale: Scale) -> str:
         """What was run, by whom, and how many claims got which verdict."""
         run = self.runs[scale]
         if run is None:
             return "not run yet"
-        counts = Counter(self.verdict(claim, scale) for claim in self.claims)
-        told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in MARKS if counts[verdict])
+        told = self.counts(scale)
         trained = sum(scale == "lab" and claim.trained_for for claim in self.claims)
         told += f"; {trained} trained for, no evidence" if trained else ""
         by = f", run by {run.contributor}" if run.contributor else ""
@@ -109,10 +121,12 @@ def scoreboard(
     }
     filters = _filter("verdict", verdicts) + _filter("scale", {scale: str(scale) for scale in SHOWN})
     rows = "".join(_chapter(part, pages.get(part.name)) for part in parts)
+    runs = "".join(_run(part, scale) for part in parts for scale in SHOWN if part.runs[scale])
     cards = "".join(_card(part, claim, pages.get(part.name)) for part in parts for claim in part.claims)
     return (
         f'<style>{STYLE}</style><div class="mi-board">{_bars(parts)}<form class="mi-filters">{filters}{LEGEND}</form>'
-        f'{rows}<p class="mi-none">No claim has this verdict here.</p>{cards}</div>\n'
+        f'{rows}<p class="mi-none">No claim has this verdict here.</p>'
+        f'<details class="mi-runs"><summary>Whose runs these are</summary>{runs}</details>{cards}</div>\n'
     )
 
 
@@ -190,15 +204,34 @@ def _filter(name: str, options: dict[str, str]) -> str:
 
 
 def _chapter(part: Chapter, page: str | None) -> str:
-    rows = "".join(
-        f'<div class="mi-row" data-scale="{scale}"><div class="mi-scale">{scale}</div><div class="mi-cells">'
-        + "".join(_cell(part, claim, scale) for claim in part.claims)
-        + "</div>"
-        + (f'<div class="mi-run">{escape(part.caption(scale))}</div>' if part.runs[scale] else "")
-        + "</div>"
-        for scale in SHOWN
+    """The title, and beside it a row a scale; scales at which nothing was measured are folded into a line below it."""
+    name, _, paper = part.title.partition(" (")
+    cite = f"<small>{escape(paper.removesuffix(')'))}</small>" if paper else ""
+    silent = [scale for scale in SHOWN if part.silent(scale)]
+    told = "; ".join(f"{scale}: {part.counts(scale)}" for scale in silent)
+    fold = f'<label class="mi-fold"><input type="checkbox">{escape(told)}</label>' if silent else ""
+    return (
+        f'<section class="mi-chapter" id="board-{part.name}">'
+        f'<div class="mi-head"><h2>{_link(name, page)}</h2>{cite}{fold}</div>'
+        f'<div class="mi-rows">{"".join(_row(part, scale) for scale in SHOWN)}</div></section>'
     )
-    return f'<section class="mi-chapter" id="board-{part.name}"><h2>{_link(part.title, page)}</h2>{rows}</section>'
+
+
+def _row(part: Chapter, scale: Scale) -> str:
+    cells = "".join(_cell(part, claim, scale) for claim in part.claims)
+    return (
+        f'<div class="mi-row{" mi-silent" * part.silent(scale)}" data-scale="{scale}">'
+        f'<div class="mi-scale" title="{escape(part.caption(scale), quote=True)}">{scale}</div>'
+        f'<div class="mi-cells">{cells}</div></div>'
+    )
+
+
+def _run(part: Chapter, scale: Scale) -> str:
+    """Whose run a row shows."""
+    return (
+        f'<p class="mi-run" data-chapter="{part.name}" data-scale="{scale}"><b>{escape(part.title)}, {scale}</b>: '
+        f"{escape(part.caption(scale))}</p>"
+    )
 
 
 def _cell(part: Chapter, claim: Claim, scale: Scale) -> str:
