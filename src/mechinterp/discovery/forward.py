@@ -158,7 +158,6 @@ def run(
     """By how much each sender's message differs from what it says elsewhere, and the stream that the logits read."""
     x = anatomy.embed(tokens)
     weight = on.to(x)
-    common = weight.shape[0] == weight.shape[1] == 1
     column = graph.column
     positions = torch.arange(tokens.shape[-1], device=x.device)
     change = x.new_empty(*tokens.shape, len(graph.senders), x.shape[-1])
@@ -175,11 +174,7 @@ def run(
         """The stream as each of some receivers, that come after the same senders, sees it."""
         before = graph.before(receivers[0])
         edges = weight[:, :, :before, [column[r] for r in receivers]]
-        if common:
-            flows = torch.einsum("npsd,sr->nprd", change[:, :, :before], edges[0, 0])
-        else:
-            flows = edges.transpose(-1, -2) @ change[:, :, :before]
-        return flows + off[:, :, None]
+        return edges.mT @ change[:, :, :before] + off[:, :, None]
 
     def mlp(i: int) -> Tensor:
         keep("mlp", i, off)
@@ -188,7 +183,7 @@ def run(
     say(x[:, :, None])
     for i, layer in enumerate(anatomy.layers):
         keep("attn", i, off)
-        made: dict[Input, Tensor] = {name: _inputs(layer, name, heard) for name in ("q", "k", "v")}
+        made = _inputs(layer, heard)
         for name, x_of in made.items():
             keep(name, i, x_of)
         q, k, v = (layer.ready(name, x_of, positions) for name, x_of in made.items())
@@ -203,13 +198,16 @@ def run(
     return change, heard([Receiver("logits")])[:, :, 0]
 
 
-def _inputs(layer: "Layer", name: Input, heard: Any) -> Float[Tensor, "prompt pos head d_head"]:
-    """Queries, keys or values before norms and rotation, each head's from the stream that it sees."""
-    n = layer.n_heads if name == "q" else layer.n_kv_heads
-    normal = layer.norm1(heard([Receiver(name, layer.index, head) for head in range(n)]))
-    linear = getattr(layer, name)
-    made = torch.einsum("npkd,khd->npkh", normal, linear.weight.unflatten(0, (n, -1)))
-    return made if linear.bias is None else made + linear.bias.view(n, -1)
+def _inputs(layer: "Layer", heard: Any) -> dict[Input, Float[Tensor, "prompt pos head d_head"]]:
+    """Queries, keys and values before norms and rotation, each head's from the stream that it sees."""
+    numbers: dict[Input, int] = {"q": layer.n_heads, "k": layer.n_kv_heads, "v": layer.n_kv_heads}
+    normal = layer.norm1(heard([Receiver(name, layer.index, head) for name, n in numbers.items() for head in range(n)]))
+    made: dict[Input, Tensor] = {}
+    for (name, n), x in zip(numbers.items(), normal.split([*numbers.values()], 2), strict=True):
+        linear = getattr(layer, name)
+        new = torch.einsum("npkd,khd->npkh", x, linear.weight.unflatten(0, (n, -1)))
+        made[name] = new if linear.bias is None else new + linear.bias.view(n, -1)
+    return made
 
 
 def by_head(layer: "Layer", z: Tensor) -> tuple[Float[Tensor, "prompt pos head d_model"], Tensor]:

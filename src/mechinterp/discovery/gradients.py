@@ -223,7 +223,7 @@ class _Setup:
                 continue
             some = slice(0, gradient.before) if sender is None else slice(sender, sender + 1)
             if self.positions:
-                found = torch.einsum("nspd,nprd->npsr", change[:, some], gradient.values)
+                found = change[:, some].transpose(1, 2) @ gradient.values.mT
             else:
                 found = change[:, some].flatten(2) @ gradient.values.transpose(1, 2).flatten(2).mT
             part[..., some, gradient.receivers] += weight * found
