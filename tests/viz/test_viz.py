@@ -53,6 +53,7 @@ def figures() -> Iterator[viz.Figure]:
     yield viz.head_map({"one": scores, "two": scores.abs()}, unit="score", **WORDS)
     yield viz.histogram(scores.flatten(), x="x", **WORDS)
     yield viz.scatter({"a": (scores[0], scores[1])}, x="x", y="y", diagonal=True, **WORDS)
+    yield viz.scatter({"a": (scores[0].abs(), scores[1].abs())}, x="x", y="y", diagonal=True, log=True, **WORDS)
     yield viz.bars({"1.2": Estimate(0.5, (0.4, 0.6), 9, "prompts"), "2.0": -1.0}, y="y", **WORDS)
     yield viz.bars({"1.2": 0.5, "2.0": 1.0}, groups={"1.2": "first", "2.0": "second"}, y="y", **WORDS)
     yield viz.curves({"a": ([1, 2], [3, 4])}, x="x", y="y", log_x=True, **WORDS)
@@ -94,6 +95,14 @@ def test_a_table_calls_its_rows_and_columns_by_their_names_and_leaves_out_what_i
     assert (trace.zmin, trace.zmax) == (0, 0.5)
     with pytest.raises(ValueError, match="a table of 2 x 2 needs as many labels, got 1 x 2"):
         viz.head_map(scores, labels=(["7"], ["a", "b"]), **WORDS)
+
+
+def test_on_logarithmic_axes_sizes_are_drawn_by_decades_and_nothing_else_is() -> None:
+    plot = viz.scatter({"a": ([0.01, 1.0], [1.0, 100.0])}, x="x", y="y", log=True, **WORDS).plot
+    assert {plot.layout.xaxis.type, plot.layout.yaxis.type} == {"log"}
+    assert list(plot.data[0].x) == [0.01, 1.0]
+    with pytest.raises(ValueError, match="must be above 0"):
+        viz.scatter({"a": ([0.0, 1.0], [1.0, 100.0])}, x="x", y="y", log=True, **WORDS)
 
 
 def test_bars_keep_their_order_and_intervals() -> None:
