@@ -88,6 +88,7 @@ def test_page(browser: Any, server: str, path: str, width: int, theme: str) -> N
         ("05_attention_output_saes", 10, 0, 11),
         ("06_gated_vs_jumprelu", 12, 0, 24),
         ("07_compiled_transformers", 5, 0, 16),
+        ("08_acdc", 4, 0, 13),
         ("09_attribution", 7, 0, 18),
     ],
 )

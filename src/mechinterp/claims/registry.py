@@ -2,6 +2,7 @@
 
 from difflib import get_close_matches
 
+from mechinterp.claims.papers.acdc import ACDC
 from mechinterp.claims.papers.attention_output_saes import ATTENTION_OUTPUT_SAES
 from mechinterp.claims.papers.attribution import ATTRIBUTION
 from mechinterp.claims.papers.compiled_transformers import COMPILED_TRANSFORMERS
@@ -20,6 +21,7 @@ CLAIMS: dict[str, dict[str, Claim]] = {
     "attention_output_saes": {entry.id: entry for entry in ATTENTION_OUTPUT_SAES},
     "gated_vs_jumprelu": {entry.id: entry for entry in GATED_VS_JUMPRELU},
     "compiled_transformers": {entry.id: entry for entry in COMPILED_TRANSFORMERS},
+    "acdc": {entry.id: entry for entry in ACDC},
     "attribution": {entry.id: entry for entry in ATTRIBUTION},
 }
 

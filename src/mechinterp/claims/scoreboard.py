@@ -26,6 +26,7 @@ TITLES = {
     "attention_output_saes": "Attention-output SAEs (Kissane et al., 2024)",
     "gated_vs_jumprelu": "Gated and JumpReLU SAEs (Rajamanoharan et al., 2024)",
     "compiled_transformers": "Compiled transformers (Lindner et al., 2023)",
+    "acdc": "ACDC (Conmy et al., 2023)",
     "attribution": "Attribution patching (Syed et al., 2024; Kramár et al., 2024)",
 }
 SHOWN: tuple[Scale, ...] = tuple(scale for scale in SCALES if scale != "rehearsal")
