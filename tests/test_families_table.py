@@ -52,6 +52,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "patching.path_patch, to queries": lambda m: patching.path_patch(m, TOKENS, OTHER, **P, receivers=[(LATE, "q")]),
     "patching.path_patch, to keys": lambda m: patching.path_patch(m, TOKENS, OTHER, **P, receivers=[(LATE, "k")]),
     "patching.path_patch, to values": lambda m: patching.path_patch(m, TOKENS, OTHER, **P, receivers=[(LATE, "v")]),
+    "patching.follow_back": lambda m: patching.follow_back(m, TOKENS, OTHER, least=0.5, **P),
     "patching.activation_patch": lambda m: patching.activation_patch(m, TOKENS, OTHER, node="z", **P),
     "patching.activation_patch, resid_mid": lambda m: patching.activation_patch(
         m, TOKENS, OTHER, node="resid_mid", **P
