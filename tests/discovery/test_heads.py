@@ -81,3 +81,9 @@ def test_a_drawing_has_every_edge_once_the_largest_first():
     ]
     assert found["levels"] == {"input": -1, "a0.1": 0, "a0.2": 0, "a0.3": 0, "a1.1": 1, "m1": 1.5, "logits": 2}
     assert len(viz.edge_graph(**found, title="t", caption="c").plot.data) == 4 + 1 + 4
+
+
+def test_a_drawing_leaves_out_heads_of_a_group_that_nobody_hears():
+    graph = Graph(2, 4, 2, (False, False))
+    mask = graph.masked(["input→a0.1.v", "a0.2→logits"])
+    assert drawing(graph, mask, mask * 1.0)["edges"][0] == ("input", ("a0.2",), "into values", 1.0)
