@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mechinterp.circuits import Circuit, Node
 from mechinterp.discovery.curves import check_mask, live
-from mechinterp.discovery.graph import Edge, Graph
+from mechinterp.discovery.graph import Edge, Graph, Sender
 from mechinterp.heads import Head
 
 KINDS = {"q": "into queries", "k": "into keys", "v": "into values", "mlp": "into MLPs", "logits": "into the logits"}
@@ -75,7 +75,7 @@ def drawing(
     mask = check_mask(graph, mask)
     weighed = [(e, float(weights[graph.row[e.sender], graph.column[e.receiver]])) for e in graph.edges(mask)]
     edges = [
-        (str(edge.sender), _readers(graph, edge), KINDS[edge.receiver.kind], weight)
+        (str(edge.sender), _readers(graph, mask, edge), KINDS[edge.receiver.kind], weight)
         for edge, weight in sorted(weighed, key=lambda pair: -abs(pair[1]))
     ]
     levels = {str(s): s.layer + (0.5 if s.kind == "mlp" else 0.0) for s in graph.senders} | {
@@ -85,10 +85,11 @@ def drawing(
     return {"levels": {name: level for name, level in levels.items() if name in drawn}, "edges": edges}
 
 
-def _readers(graph: Graph, edge: Edge) -> tuple[str, ...]:
-    """The nodes that an edge leads to: of a group's key or value all of its heads."""
+def _readers(graph: Graph, mask: Bool[Tensor, "sender receiver"], edge: Edge) -> tuple[str, ...]:
+    """The nodes that an edge leads to: of a group's key or value those heads that anybody hears, or all if none."""
     kind, layer, head = edge.receiver
     if kind in ("mlp", "logits"):
         return (str(edge.receiver),)
     share = 1 if kind == "q" else graph.n_heads // graph.n_kv_heads
-    return tuple(f"a{layer}.{h}" for h in range(head * share, (head + 1) * share))
+    heads = [Sender("head", layer, h) for h in range(head * share, (head + 1) * share)]
+    return tuple(map(str, [h for h in heads if mask[graph.row[h]].any()] or heads))
