@@ -83,7 +83,6 @@ def test_a_drawing_has_every_edge_once_the_largest_first():
     assert len(viz.edge_graph(**found, title="t", caption="c").plot.data) == 4 + 1 + 4
 
 
-<<<<<<< HEAD
 def test_a_head_is_ranked_by_the_largest_of_its_edges():
     graph = Graph(2, 3, 1, (False, True))
     values = torch.randn(graph.mask.shape, generator=torch.Generator().manual_seed(0))
@@ -98,9 +97,9 @@ def test_a_head_is_ranked_by_the_largest_of_its_edges():
             assert float(found[layer, head]) == pytest.approx(max(leaving))
     with pytest.raises(ValueError, match="the edges of this graph"):
         head_scores(graph, values[:2])
-=======
+
+
 def test_a_drawing_leaves_out_heads_of_a_group_that_nobody_hears():
     graph = Graph(2, 4, 2, (False, False))
     mask = graph.masked(["input→a0.1.v", "a0.2→logits"])
     assert drawing(graph, mask, mask * 1.0)["edges"][0] == ("input", ("a0.2",), "into values", 1.0)
->>>>>>> acdc
