@@ -31,14 +31,15 @@ def test_a_step_patches_the_paths_to_all_heads_of_the_step_before(family):
     at = torch.full((6,), 6)
     how = {"metric": lambda logits: logits[:, 3] + 5, "at": at}
     first = path_patch(model, clean, corrupt, **how).effect()
-    least = float(first.abs().flatten().sort().values[-2])  # the two strongest writers
+    least = float(first.abs().flatten().sort().values[-9:-7].mean())  # between the eighth writer and the ninth
     found = follow_back(model, clean, corrupt, least=least, **how)
     writers = {Head(*h) for h in (first.abs() >= least).nonzero().tolist()}
-    assert len(writers) == 2
-    assert {*list(found)[:2]} == writers
+    assert len(writers) == 8
+    assert {*list(found)[:8]} == writers
     receivers = [(h, kind) for h in writers if h.layer > 0 for kind in "qkv"]
     second = path_patch(model, clean, corrupt, receivers=receivers, **how).effect() if receivers else 0 * first
     steerers = {Head(*h) for h in (second.abs() >= least).nonzero().tolist()} - writers
+    assert steerers, "nobody to find in the second step"
     assert steerers <= found.keys()
     for head in steerers:
         assert found[head] == pytest.approx(float(second[head]), abs=1e-5)
