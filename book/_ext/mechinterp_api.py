@@ -67,11 +67,10 @@ def homes(folder: Path) -> dict[int, str]:
                 if inspect.isfunction(thing) or inspect.isclass(thing):
                     found.setdefault(id(thing), f"{name}.{item}")
 
-    every = sorted(name for names in listed.values() for name in names)
+    every = [name for names in listed.values() for name in names]
     packages = {name for name in every if hasattr(importlib.import_module(name), "__all__")}
     take(name for names in listed.values() if packages.isdisjoint(names) for name in names)
-    take(name for name in every if name in packages)
-    take(name for name in every if name not in packages)
+    take(sorted(every, key=lambda name: (name not in packages, name)))
     return found
 
 
