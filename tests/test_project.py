@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,8 @@ import mechinterp
 from mechinterp.claims.results import shipped_results
 
 ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 LOCK = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 
@@ -95,24 +95,18 @@ def test_no_pip_line_names_the_package_of_somebody_else():
     assert seen >= 9, "the README, the intro, the notebooks and the command line say how to install"
 
 
-def test_every_results_file_goes_into_the_wheel():
-    """`mechinterp claims show` of a plain install reads them from the package."""
-    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
-    included = build["wheel"]["force-include"]
-    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "results").glob("*/*.json")}
-    assert {name for name in files if name in included or name.rpartition("/")[0] in included} == files
-    assert all(target == f"mechinterp/{source}" for source, target in included.items())
-    assert shipped_results().relative_to(Path(mechinterp.__file__).parent) == Path("results")
-    assert "results" in build["sdist"]["include"], "a wheel is built from the sdist"
-
-
-@pytest.mark.skipif(find_spec("hatchling") is None, reason="needs hatchling")
-def test_a_wheel_has_the_results_and_the_lab_model(tmp_path):
+def test_a_wheel_has_every_results_file_and_the_lab_model(tmp_path):
+    """`mechinterp claims show` of a plain install reads the results from the package; executed pages stay outside."""
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
     subprocess.run(command, check=True)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         names = set(wheel.namelist())
-    assert {"mechinterp/results/lab/ioi.json", "mechinterp/lab/model/model.safetensors"} <= names
+    results = {f"mechinterp/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "results").glob("*/*.json")}
+    assert {name for name in names if name.startswith("mechinterp/results/")} == results
+    files = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src/mechinterp").rglob("*.*")}
+    assert {name for name in files if "__pycache__" not in name} <= names
+    assert shipped_results().relative_to(Path(mechinterp.__file__).parent) == Path("results")
+    assert "results" in PYPROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"], "wheels come from the sdist"
 
 
 def test_the_version_is_one():
