@@ -22,7 +22,10 @@ KINDS: tuple[Input, ...] = ("q", "k", "v")
 
 
 class Moved:
-    """By how much the messages of some senders differ from the state's, variant by variant, in one tensor."""
+    """Messages of some senders that differ from the state's, variant by variant, in one tensor.
+
+    By how much they differ; or the messages themselves, where nothing is said elsewhere.
+    """
 
     def __init__(self, most: int) -> None:
         self.most, self.senders, self._values = most, list[int](), torch.empty(0)
@@ -51,11 +54,12 @@ class Sparse:
     Attributes:
         on: the edges, changed in place as they are taken away.
         here: every sender's message; `change`: that minus what it says elsewhere, [sender prompt pos d_model].
-        silent: nothing is said elsewhere. Streams are then added up anew, since a sum of nothing must be nothing: what
-            rounding would leave of it norms would enlarge.
+        silent: nothing is said elsewhere. Streams are then added up from messages and not from differences, since a sum
+            of nothing must be nothing: what rounding would leave of it norms would enlarge.
         off: the stream of what is said elsewhere, with biases, as receivers of each half-layer see it.
         made: queries, keys, values and z of every layer [prompt pos head d_head], as the model's hooks have them.
         inputs: the streams of receivers, by number, where they have been needed.
+        sums: streams of some senders only, by half-layer and senders, as long as these say the same.
     """
 
     anatomy: Anatomy
@@ -68,6 +72,7 @@ class Sparse:
     off: dict[tuple[str, int], Tensor]
     made: dict[tuple[str, int], Tensor]
     inputs: dict[int, Tensor] = field(default_factory=dict)
+    sums: dict[tuple[tuple[str, int], tuple[int, ...]], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -120,7 +125,8 @@ class Sparse:
         def changes(some: Sequence[int]) -> tuple[Moved, Streams]:
             moved, gone = Moved(self._alive(layer)), torch.arange(len(some), device=self.here.device)
             for sender, flag in zip(some, (gone >= gone[:, None]).to(self.change), strict=True):
-                moved.add(sender, -flag[:, None, None, None] * self.change[sender])
+                left = 1 - flag if self.silent else -flag
+                moved.add(sender, left[:, None, None, None] * self.change[sender])
             return moved, {}
 
         def take(some: Sequence[int]) -> None:
@@ -143,7 +149,7 @@ class Sparse:
             sender = self.graph.row[Sender("mlp", layer.index)]
             receivers = [self.graph.column[Receiver("mlp", layer.index)]] * bool(self.on[sender].any())
             for _, stream in self._heard(receivers, moved, injected, updates):
-                moved.add(sender, layer.mlp(stream) - self.here[sender])
+                moved.add(sender, self._news(sender, layer.mlp(stream)))
         return self._logits(moved, injected, updates), updates
 
     def matters(self, receiver: Receiver) -> bool:
@@ -158,12 +164,23 @@ class Sparse:
 
     def off_at(self, receiver: int) -> Float[Tensor, "prompt pos d_model"]:
         """The stream of what is said elsewhere, as a receiver sees it."""
+        return self.off[self._half(receiver)]
+
+    def _half(self, receiver: int) -> tuple[str, int]:
+        """The half-layer that a receiver is of."""
         which = self.graph.receivers[receiver]
-        return self.off["attn" if which.kind in KINDS else which.kind, which.layer]
+        return "attn" if which.kind in KINDS else which.kind, which.layer
+
+    def _news(self, sender: int, message: Float[Tensor, "variant prompt pos d_model"]) -> Tensor:
+        """A message as `Moved` holds it."""
+        return message if self.silent else message - self.here[sender]
 
     def _added(self, receiver: int, senders: Bool[Tensor, " sender"]) -> Float[Tensor, "prompt pos d_model"]:
         """A receiver's stream with edges from some senders on."""
-        return self.off_at(receiver) + self.change[senders.nonzero()[:, 0].to(self.here.device)].sum(0)
+        return self.off_at(receiver) + self._sum(senders)
+
+    def _sum(self, senders: Bool[Tensor, " sender"]) -> Float[Tensor, "prompt pos d_model"]:
+        return self.change[senders.nonzero()[:, 0].to(self.here.device)].sum(0)
 
     def input(self, receiver: int) -> Float[Tensor, "prompt pos d_model"]:
         """The stream that a receiver sees."""
@@ -184,16 +201,23 @@ class Sparse:
                 alike.setdefault(self.on[:, receiver].numpy().tobytes(), []).append(receiver)
         for some in alike.values():
             edges = self.on[moved.senders, some[0]].to(self.here)
-            if self.silent:
-                still = self.on[:, some[0]].clone()
-                still[moved.senders] = False
-                base = self._added(some[0], still)
-                own = self.change[moved.senders][:, None] + moved.values
-                stream = base + torch.einsum("u,uvnpd->vnpd", edges, own)
-            else:
-                stream = self.input(some[0]) + torch.einsum("u,uvnpd->vnpd", edges, moved.values)
+            base = self._still(some[0], moved) if self.silent else self.input(some[0])
+            stream = base + torch.einsum("u,uvnpd->vnpd", edges, moved.values)
             updates.append(partial(self._hear, some, stream))
             yield some, stream
+
+    def _still(self, receiver: int, moved: Moved) -> Float[Tensor, "prompt pos d_model"]:
+        """A receiver's stream without what the moved senders say: those of layers before them are added up once."""
+        layer = max(self.graph.senders[min(moved.senders)].layer, 0)
+        start = self.graph.row[Sender("head", layer, 0)]
+        early, late = self.on[:, receiver].clone(), self.on[:, receiver].clone()
+        early[start:] = False
+        late[:start] = False
+        early[moved.senders] = late[moved.senders] = False
+        key = self._half(receiver), tuple(early.nonzero()[:, 0].tolist())
+        if key not in self.sums:
+            self.sums[key] = self._added(receiver, early)
+        return self.sums[key] + self._sum(late)
 
     def _logits(
         self, moved: Moved, injected: Streams, updates: "Updates"
@@ -241,7 +265,7 @@ class Sparse:
         else:
             outputs = layer.outputs(z, heads)
         for head, out in zip(heads, outputs, strict=True):
-            moved.add(first_head + head, out - self.here[first_head + head])
+            moved.add(first_head + head, self._news(first_head + head, out))
 
     def _reached(self, layer: Layer, changed: dict[Input, list[int]]) -> list[int]:
         """Heads whose z changes, and matters to somebody."""
@@ -316,7 +340,12 @@ class Trial:
             return
         for update in self.updates:
             update(n - 1)
-        for sender, change in zip(self.moved.senders, self.moved.values, strict=True):
-            self.state.here[sender] += change[n - 1]
-            self.state.change[sender] += change[n - 1]
+        old = set(self.moved.senders)
+        self.state.sums = {key: x for key, x in self.state.sums.items() if old.isdisjoint(key[1])}
+        for sender, news in zip(self.moved.senders, self.moved.values, strict=True):
+            if self.state.silent:
+                self.state.here[sender] = self.state.change[sender] = news[n - 1]
+            else:
+                self.state.here[sender] += news[n - 1]
+                self.state.change[sender] += news[n - 1]
         self.take(self.some[:n])
