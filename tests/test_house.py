@@ -62,7 +62,7 @@ def test_arrows_run_one_way(path: Path) -> None:
     room = place.split("/")[0].removesuffix(".py")
     below = {"anatomy", "modules", "architectures", "heads", "stats", "files", "datasets", "viz", "claims"}
     methods = {"patching", "attention", "circuits"}
-    papers = {"copy_suppression", "successor", "grokking"}
+    papers = {"copy_suppression", "successor", "grokking", "stealing"}
     known = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
