@@ -10,6 +10,7 @@ from mechinterp.claims.papers.copy_suppression import COPY_SUPPRESSION
 from mechinterp.claims.papers.gated_vs_jumprelu import GATED_VS_JUMPRELU
 from mechinterp.claims.papers.grokking_efficiency import GROKKING_EFFICIENCY
 from mechinterp.claims.papers.ioi import IOI
+from mechinterp.claims.papers.model_stealing import MODEL_STEALING
 from mechinterp.claims.papers.successor_heads import SUCCESSOR_HEADS
 from mechinterp.claims.statement import Claim
 
@@ -23,6 +24,7 @@ CLAIMS: dict[str, dict[str, Claim]] = {
     "compiled_transformers": {entry.id: entry for entry in COMPILED_TRANSFORMERS},
     "acdc": {entry.id: entry for entry in ACDC},
     "attribution": {entry.id: entry for entry in ATTRIBUTION},
+    "model_stealing": {entry.id: entry for entry in MODEL_STEALING},
 }
 
 

@@ -28,6 +28,7 @@ TITLES = {
     "compiled_transformers": "Compiled transformers (Lindner et al., 2023)",
     "acdc": "ACDC (Conmy et al., 2023)",
     "attribution": "Attribution patching (Syed et al., 2024; Kramár et al., 2024)",
+    "model_stealing": "Model stealing (Carlini et al., 2024)",
 }
 SHOWN: tuple[Scale, ...] = tuple(scale for scale in SCALES if scale != "rehearsal")
 
