@@ -102,7 +102,8 @@ MODEL_STEALING: tuple[Claim, ...] = (
         where="Table 4, one-of-N",
         measure="as MS-6, from the next token alone, 300 tokens at once",
         null="one token at a time, to the same precision",
-        seen_before=_TRIAL.format("3.7 queries, 18.8 bits"),
+        seen_before=_TRIAL.format("3.7 queries, 18.8 bits") + "; a first run on the lab model, which stopped at bounds "
+        "of 1e-4 instead of 1e-5: 3.5 queries, 16.3 bits",
     ),
     _claim(
         {"queries": Range(0.99, 1.01), "bits": Range(4.1, 8.1)},
