@@ -128,11 +128,12 @@ def test_logits_that_are_not_finite() -> None:
         Provider(lambda prompt: torch.tensor([0.0, math.nan]))([1])
 
 
+@pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("name", list(families.FAMILIES))
-def test_a_model_answers_as_hugging_face_does(name: str) -> None:
+def test_a_model_answers_as_hugging_face_does(name: str, double: bool) -> None:
     tokens = torch.tensor([[3, 1, 4, 1, 5]])
     with torch.no_grad():
         true = families.raw_model(name)(tokens).logits[0, -1].double().log_softmax(-1)
-    answer = Provider.of(families.bridge(name), Terms(top=None))(tokens[0].tolist())
+    answer = Provider.of(families.bridge(name), Terms(top=None), double=double)(tokens[0].tolist())
     assert answer.next == int(true.argmax())
     torch.testing.assert_close(answer.logprobs, true[answer.tokens], atol=1e-4, rtol=0)

@@ -12,9 +12,11 @@ from typing import Any, Literal, Protocol
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from mechinterp.anatomy import Anatomy
-from mechinterp.patching.recording import logits_at
+from mechinterp.patching.checks import check_tokens
+from mechinterp.patching.engine import final_streams
 
 Bias = Mapping[int, float]
 """Token id -> what is added to its logit."""
@@ -149,16 +151,28 @@ class Provider:
         self._known: tuple[tuple[int, ...], Tensor] | None = None
 
     @classmethod
-    def of(cls, model: Any, terms: Terms | None = None, *, seed: int = 0) -> "Provider":
-        """Of a model as it was loaded. Load it with `dtype=torch.float64` for logits that are exact to 15 digits."""
-        size = Anatomy.of(model, bidirectional=True).size
-        device = next(model.parameters()).device
+    def of(cls, model: Any, terms: Terms | None = None, *, double: bool = False, seed: int = 0) -> "Provider":
+        """Of a model as it was loaded.
+
+        Args:
+            double: multiply with the output projection in float64. What rounding makes of single precision looks like
+                more dimensions.
+        """
+        anatomy = Anatomy.of(model, bidirectional=True)
+        projection = anatomy.unembedding.weight, anatomy.unembedding.bias
+        if double:
+            weight, bias = projection
+            projection = weight.double(), None if bias is None else bias.double()
 
         def logits(prompt: Sequence[int]) -> Tensor:
-            tokens = torch.tensor([list(prompt)], device=device)
-            return logits_at(model, tokens, torch.tensor([len(prompt) - 1], device=device))[0]
+            tokens = torch.tensor([list(prompt)], device=anatomy.device)
+            check_tokens(model, tokens, 1, bidirectional=True)
+            normal = anatomy.final(
+                final_streams(anatomy, tokens, torch.tensor([len(prompt) - 1], device=tokens.device))
+            )
+            return anatomy.cap(functional.linear(normal.to(projection[0].dtype), *projection))[0]
 
-        return cls(logits, terms or Terms(), context=size.n_ctx, seed=seed)
+        return cls(logits, terms or Terms(), context=anatomy.size.n_ctx, seed=seed)
 
     def __call__(self, prompt: Sequence[int], bias: Bias = {}) -> Answer:  # noqa: B006  # never changed
         """One question, billed even if it is dropped; `Refused` against the terms, which costs nothing."""

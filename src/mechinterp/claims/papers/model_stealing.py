@@ -27,7 +27,7 @@ MODEL_STEALING: tuple[Claim, ...] = (
         paper_value="768 for GPT-2 small, computed in float64",
         where="Table 2, Appendix A",
         measure="dimensions before the largest gap of the singular values, minus d_model, and the ratio at the gap; "
-        "twice d_model random prompts, 1,000 random tokens or the whole vocabulary, the model run in float64",
+        "twice d_model random prompts, 1,000 random tokens or the whole vocabulary, the output projection in float64",
         null="normally distributed logits of the same shape: largest ratio",
     ),
     _claim(
@@ -36,7 +36,7 @@ MODEL_STEALING: tuple[Claim, ...] = (
         statement="in single precision a few dimensions drown in rounding",
         paper_value="757 of 768 for GPT-2 small",
         where="Table 2",
-        measure="dimensions found over d_model, as MS-1 with the model run in float32",
+        measure="dimensions found over d_model, as MS-1 with all in float32",
         null="log-probabilities rounded to one decimal: must lie outside",
     ),
     _claim(
