@@ -11,7 +11,7 @@ import torch
 
 from mechinterp.stealing import Client, Dropped, Refused, Terms, by_search, by_top, collect, serve, width
 from mechinterp.stealing.server import AT_ONCE, MOST_BYTES
-from tests.stealing.test_dimension import PROMPTS, TOKENS, D, served
+from tests.stealing.test_dimension import PROMPTS, TOKENS, VOCABULARY, D, served
 
 pytest.importorskip("openai")
 
@@ -126,6 +126,23 @@ def test_it_stops_by_itself_and_a_dead_server_is_told() -> None:
             Client(address, retries=0)([1])
     with pytest.raises(ValueError, match="seconds must be above 0"), serve(served(Terms()), seconds=0):
         pass
+
+
+def test_a_collection_goes_on_with_another_server_when_one_has_died() -> None:
+    first, rows = serve(served(Terms(top=None))), []
+    address = first.__enter__()
+
+    def keep(so_far: torch.Tensor) -> None:
+        rows[:] = [so_far]
+        if len(so_far) == 10:
+            first.__exit__(None, None, None)
+
+    with pytest.raises(Dropped, match="no answer from"):
+        collect(Client(address, top=VOCABULARY, retries=0), PROMPTS, TOKENS, keep=keep)
+    with serve(served(Terms(top=None))) as address:
+        found = collect(Client(address, top=VOCABULARY), PROMPTS, TOKENS, known=rows[0])
+    assert len(rows[0]) == 10
+    torch.testing.assert_close(found, collect(served(Terms(top=None)), PROMPTS, TOKENS))
 
 
 def test_what_is_refused_and_what_is_dropped() -> None:

@@ -83,7 +83,7 @@ class Ask(Protocol):
 
 @dataclass(frozen=True)
 class Terms:
-    """What a provider offers, and what it does against theft (Carlini et al. 2024, sections 5, 6 and 8).
+    """What a provider offers, and what it does against theft (Carlini et al. 2024).
 
     Attributes:
         top: how many of the most probable tokens come back with their log-probabilities; None: all; 0: only the next
@@ -191,6 +191,8 @@ class Provider:
         biased = plain.clone()
         for token, value in bias.items():
             biased[token] += value
+        if terms.top == 0:
+            return Answer(int(biased.argmax()), torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.float64))
         shown = (plain if terms.bias_shows == "never" else biased).log_softmax(-1)
         if terms.digits is not None:
             shown = shown.round(decimals=terms.digits)

@@ -1,4 +1,4 @@
-"""The width of a model from its logits (Carlini et al. 2024, section 4).
+"""The width of a model from its logits (Carlini et al. 2024).
 
 All logits are W h with one matrix W, so that those of many prompts span no more dimensions than the stream has.
 """

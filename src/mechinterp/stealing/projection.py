@@ -1,4 +1,4 @@
-"""The output projection from logits, up to a map that no logit shows (Carlini et al. 2024, section 4.2).
+"""The output projection from logits, up to a map that no logit shows (Carlini et al. 2024).
 
 W h = (W G⁻¹)(G h): any invertible G gives the same logits. What can be had is W G for some G, and, where all streams
 come out of a norm, W O with an orthogonal O.

@@ -1,4 +1,4 @@
-"""Logits from an API that shows only a few log-probabilities, or none (Carlini et al. 2024, section 5).
+"""Logits from an API that shows only a few log-probabilities, or none (Carlini et al. 2024, Table 4).
 
 The logits of a prompt come back relative to that of its most probable token, which is all that a softmax shows. How
 many queries an attack needs for a logit, and how many bits it gets, is what the attacks differ in.

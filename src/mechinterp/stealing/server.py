@@ -5,10 +5,11 @@ server binds to 127.0.0.1 and to nothing else, takes requests of limited size an
 """
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
 
@@ -30,6 +31,7 @@ class _Server(ThreadingHTTPServer):
         self.provider, self.name = provider, name
         self.one_at_a_time = threading.Lock()
         self._free = threading.BoundedSemaphore(AT_ONCE)
+        self._open: set[socket.socket] = set()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """At most `AT_ONCE` connections; what comes on top is closed."""
@@ -39,10 +41,19 @@ class _Server(ThreadingHTTPServer):
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self._open.discard(request)
             self._free.release()
+
+    def server_close(self) -> None:
+        """Connections that are still open are cut: nothing is served any more."""
+        super().server_close()
+        for request in list(self._open):
+            with suppress(OSError):
+                request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that hangs up is no news."""
