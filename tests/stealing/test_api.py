@@ -61,12 +61,14 @@ def test_digits() -> None:
         ({}, [0], {0: math.nan}, "within ±100, not at nan"),
         ({"bias_shows": "forbidden"}, [0], {0: 1.0}, "do not go together"),
         ({"most_queries": 0}, [0], {}, "the budget of 0 queries is spent"),
+        ({"most_tokens": 1}, [0], {}, "an answer has 1 to 1 tokens, and with its prompt 1025 at most, not 2"),
+        ({}, [0] * 1024, {}, "and with its prompt 1025 at most, not 2"),
     ],
 )
 def test_what_the_terms_forbid_is_refused_and_costs_nothing(terms, prompt, bias, message) -> None:
     asked = provider(**terms)
     with pytest.raises(Refused, match=message):
-        asked(prompt, bias)
+        asked.at_length(prompt, bias, 2)
     assert asked.bill == Bill()
 
 
@@ -86,11 +88,22 @@ def test_a_bias_of_no_token_is_refused(token: int) -> None:
         {"noise": -1.0},
         {"widen": (-1, 1.0)},
         {"drop": 1.0},
+        {"most_tokens": 0},
     ],
 )
 def test_terms_that_make_no_sense(wrong) -> None:
     with pytest.raises(ValueError, match=r"must|limited"):
         Terms(**wrong)
+
+
+def test_an_answer_of_several_tokens_is_one_question_after_another() -> None:
+    """The next token is one more than the last one; what is shown belongs to its place."""
+    asked = Provider(lambda prompt: torch.arange(8.0).roll(prompt[-1] + 2), Terms(top=3))
+    answers = asked.at_length([5, 2], {7: 0.5}, 3)
+    one_by_one = [asked([5, 2, *range(3, 3 + i)], {7: 0.5}) for i in range(3)]
+    assert [a.next for a in answers] == [a.next for a in one_by_one] == [3, 4, 5]
+    assert [a.shown for a in answers] == [a.shown for a in one_by_one]
+    assert asked.bill == Bill(4, 2 + 2 + 3 + 4, 3 + 3)
 
 
 def test_the_bill_counts_tokens_of_questions_and_answers() -> None:

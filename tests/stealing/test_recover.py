@@ -1,13 +1,24 @@
 """Logits come back to the precision that was asked for, at the price that the paper names."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechinterp.stealing import Provider, Terms, bits, by_change, by_elimination, by_search, by_top
+from mechinterp.stealing import (
+    Provider,
+    Terms,
+    bits,
+    by_change,
+    by_elimination,
+    by_normaliser,
+    by_repeating,
+    by_search,
+    by_top,
+)
 from mechinterp.stealing.api import Answer, Bill
 
 
@@ -31,6 +42,67 @@ def test_by_top(seed: int, k: int) -> None:
     assert found.top == int(logits.argmax())
     others = 30 - (found.top < 30)
     assert found.queries == 1 + math.ceil(others / (k - 1))
+
+
+@settings(max_examples=30, deadline=None)
+@given(SEEDS, st.integers(1, 6), st.floats(1e-4, 0.1))
+def test_by_normaliser(seed: int, k: int, least: float) -> None:
+    logits, tokens = logits_of(seed), list(range(30))
+    found = by_normaliser(served(logits, top=k), [0], tokens, least=least)
+    torch.testing.assert_close(found.logits, logits[:30] - logits.max(), atol=1e-8, rtol=0)
+    others = 30 - (found.top < 30)
+    assert found.queries >= 1 + math.ceil(others / k)
+
+
+def test_by_normaliser_takes_one_query_for_each_k_if_the_biases_are_right() -> None:
+    """All tokens but the top one are alike, so that the biases of the first five are right for all of them."""
+    logits = torch.tensor([9.0] + [0.0] * 60, dtype=torch.float64)
+    found = by_normaliser(served(logits, top=5), [0], list(range(61)))
+    assert found.queries == 1 + 60 / 5
+    torch.testing.assert_close(found.logits, logits - 9, atol=1e-9, rtol=0)
+
+
+def test_the_less_mass_is_left_to_others_the_less_by_normaliser_tells() -> None:
+    logits, tokens = logits_of(3, 500), list(range(400))
+    runs = [by_normaliser(served(logits, top=5, digits=7), [0], tokens, least=x) for x in (1e-4, 1e-2)]
+    few, many = (bits(run.logits, logits[:400]) for run in runs)
+    assert many > few + 3
+    assert runs[1].queries > runs[0].queries
+
+
+def chain(seed: int, n: int = 40):
+    """Logits that depend on the whole prompt."""
+
+    def answer(prompt) -> torch.Tensor:
+        return logits_of(seed + sum(t * 7**i for i, t in enumerate(prompt)) % 10_007, n)
+
+    return answer
+
+
+@settings(max_examples=20, deadline=None)
+@given(SEEDS, st.integers(2, 6), st.integers(1, 5))
+def test_by_repeating(seed: int, k: int, times: int) -> None:
+    """Each place of the answer is the prompt with the first token said over and over."""
+    answer, tokens = chain(seed), list(range(30))
+    ask = Provider(answer, Terms(top=k))
+    found = by_repeating(ask, [0], tokens, times=times, ahead=50.0)
+    top = int(answer([0]).argmax())
+    assert [place.top for place in found] == [top] * times
+    for i, place in enumerate(found):
+        true = answer([0] + [top] * i)
+        torch.testing.assert_close(place.logits, true[:30] - true[top], atol=1e-9, rtol=0)
+    asked = math.ceil((30 - (top < 30)) / (k - 1))
+    assert ask.bill.queries == found[0].queries == 1 + asked
+    assert (ask.bill.sent, ask.bill.received) == (1 + asked, 1 + times * asked)
+
+
+def test_by_repeating_notices_that_another_token_comes_between() -> None:
+    logits = torch.tensor([0.0, -1.0, -2.0, -40.0], dtype=torch.float64)
+    ask = Provider(lambda prompt: logits if len(prompt) == 1 else logits.flip(0), Terms(top=4))
+    with pytest.raises(ValueError, match="more than 30 ahead is needed"):
+        by_repeating(ask, [0], [0, 1, 2, 3], times=2)
+    with pytest.raises(ValueError, match="ahead must lie between"):
+        by_repeating(ask, [0], [0, 1], times=2, ahead=100.0)
 
 
 @settings(max_examples=30, deadline=None)
@@ -71,7 +143,7 @@ def test_many_at_once_cost_less_than_one_at_a_time() -> None:
 
 def test_tokens_may_come_twice_and_in_any_order() -> None:
     logits, tokens = logits_of(1), [5, 3, 5, 39, 0]
-    for attack, top in ((by_top, 5), (by_change, 1), (by_search, 0), (by_elimination, 0)):
+    for attack, top in ((by_top, 5), (by_normaliser, 5), (by_change, 1), (by_search, 0), (by_elimination, 0)):
         found = attack(served(logits, top=top), [0], tokens)
         torch.testing.assert_close(found.logits, logits[tokens] - logits.max(), atol=0.1, rtol=0)
 
@@ -96,6 +168,10 @@ def test_what_cannot_be_resolved_is_put_at_the_limit() -> None:
     [
         (by_top, {"top": 1}, "two log-probabilities or more, this one shows 1"),
         (by_top, {"top": 5, "bias_shows": "never"}, "without the bias"),
+        (by_normaliser, {"top": 0}, "shows none"),
+        (by_normaliser, {"top": 5, "bias_shows": "never"}, "no biases were found"),
+        (partial(by_repeating, times=2), {"top": 1}, "two log-probabilities or more, this one shows 1"),
+        (partial(by_repeating, times=2), {"top": 5, "bias_shows": "never"}, "without the bias"),
         (by_change, {"top": 0}, "shows none"),
         (by_change, {"top": 1, "bias_shows": "never"}, "never changes"),
         (by_change, {"top": 1, "digits": 0}, "never changes"),
@@ -136,6 +212,8 @@ def test_an_api_with_noise_is_noticed_by_the_elimination() -> None:
 
 
 def test_senseless_arguments() -> None:
+    with pytest.raises(ValueError, match="least must lie between"):
+        by_normaliser(served(logits_of(0), top=5), [0], [1], least=0.5)
     with pytest.raises(ValueError, match="below 0"):
         by_change(served(logits_of(0), top=1), [0], [1], bias=1.0)
     with pytest.raises(ValueError, match="at_once"):

@@ -9,6 +9,7 @@ import urllib.request
 import pytest
 import torch
 
+import mechinterp.stealing.server
 from mechinterp.stealing import Client, Dropped, Refused, Terms, by_search, by_top, collect, serve, width
 from mechinterp.stealing.server import AT_ONCE, MOST_BYTES
 from tests.stealing.test_dimension import PROMPTS, TOKENS, VOCABULARY, D, served
@@ -50,6 +51,25 @@ def test_the_width_of_a_model_through_the_openai_client() -> None:
     assert ask.bill.queries == 40 * (1 + 8), "30 or 29 tokens, four at a time"
 
 
+@pytest.mark.parametrize("top", [5, 0])
+def test_answers_of_several_tokens_through_the_openai_client(top: int) -> None:
+    here = served(Terms(top=top))
+    with serve(served(Terms(top=top))) as address:
+        there = Client(address, top=top)
+        for prompt in PROMPTS[:5]:
+            for one, two in zip(here.at_length(prompt, {3: 9.0}, 4), there.at_length(prompt, {3: 9.0}, 4), strict=True):
+                assert one.next == two.next
+                assert one.shown == pytest.approx(two.shown, abs=1e-12)
+    assert there.bill == here.bill
+
+
+def test_a_server_that_answers_with_fewer_tokens_than_were_asked_for(monkeypatch) -> None:
+    told = mechinterp.stealing.server._told
+    monkeypatch.setattr("mechinterp.stealing.server._told", lambda answers, *rest: told(answers[:2], *rest))
+    with serve(served(Terms())) as address, pytest.raises(ValueError, match="with 2 tokens, not with 3"):
+        Client(address).at_length([1], {}, 3)
+
+
 def test_a_provider_that_shows_nothing() -> None:
     provider = served(Terms(top=0))
     with serve(provider) as address:
@@ -79,8 +99,11 @@ def test_it_binds_to_the_loopback_address_alone() -> None:
         (ASKED | {"prompt": "text"}, "/completions", 400, "list of token ids"),
         (ASKED | {"prompt": [1.5]}, "/completions", 400, "list of token ids"),
         (ASKED | {"prompt": []}, "/completions", 400, "1 to 1024 tokens"),
-        (ASKED | {"max_tokens": 2}, "/completions", 400, "only one token"),
-        (ASKED | {"temperature": 1}, "/completions", 400, "only one token"),
+        (ASKED | {"max_tokens": 65}, "/completions", 400, "an answer has 1 to 64 tokens"),
+        (ASKED | {"max_tokens": 0}, "/completions", 400, "an answer has 1 to 64 tokens"),
+        (ASKED | {"max_tokens": "all"}, "/completions", 400, "not a request"),
+        (ASKED | {"temperature": 1}, "/completions", 400, "only one answer"),
+        (ASKED | {"n": 2}, "/completions", 400, "only one answer"),
         (ASKED | {"logit_bias": {"x": 1}}, "/completions", 400, "not a request"),
         (ASKED | {"logit_bias": {"3": "much"}}, "/completions", 400, "not a request"),
         (ASKED | {"logit_bias": {"3": 1000}}, "/completions", 400, "within ±100"),
@@ -162,7 +185,7 @@ def test_a_server_that_names_tokens_by_their_text(monkeypatch) -> None:
         Client(address)([1])
 
 
-def _by_text(answer, name, sent, wanted):
+def _by_text(answers, name, sent, wanted):
     choice = {"text": " the", "index": 0, "logprobs": None, "finish_reason": "length"}
     head = {"id": "0", "object": "text_completion", "created": 0, "model": name, "choices": [choice]}
     return head | {"usage": {"prompt_tokens": sent, "completion_tokens": 1, "total_tokens": sent + 1}}

@@ -1,15 +1,25 @@
 """What an API's answers give away of the model behind it: its width, its output projection, its logits."""
 
-from mechinterp.stealing.api import Answer, Ask, Bill, Dropped, Provider, Refused, Terms
+from mechinterp.stealing.api import Answer, Ask, AskAtLength, Bill, Dropped, Provider, Refused, Terms
 from mechinterp.stealing.dimension import Width, collect, random_prompts, singular_values, width
 from mechinterp.stealing.projection import Aligned, align, projection, up_to_rotation
-from mechinterp.stealing.recover import Recovered, bits, by_change, by_elimination, by_search, by_top
+from mechinterp.stealing.recover import (
+    Recovered,
+    bits,
+    by_change,
+    by_elimination,
+    by_normaliser,
+    by_repeating,
+    by_search,
+    by_top,
+)
 from mechinterp.stealing.server import Client, serve
 
 __all__ = [
     "Aligned",
     "Answer",
     "Ask",
+    "AskAtLength",
     "Bill",
     "Client",
     "Dropped",
@@ -22,6 +32,8 @@ __all__ = [
     "bits",
     "by_change",
     "by_elimination",
+    "by_normaliser",
+    "by_repeating",
     "by_search",
     "by_top",
     "collect",

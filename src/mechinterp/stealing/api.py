@@ -7,7 +7,7 @@ attacks take anything that answers like either: `Ask`.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +18,7 @@ from mechinterp.anatomy import Anatomy
 from mechinterp.patching.checks import check_tokens
 from mechinterp.patching.engine import final_streams
 
+T = TypeVar("T")
 Bias = Mapping[int, float]
 """Token id -> what is added to its logit."""
 
@@ -81,6 +82,14 @@ class Ask(Protocol):
         ...
 
 
+class AskAtLength(Ask, Protocol):
+    """An API that answers with several tokens."""
+
+    def at_length(self, prompt: Sequence[int], bias: Bias, n: int) -> list[Answer]:
+        """n tokens, one after another, each after those before it."""
+        ...
+
+
 @dataclass(frozen=True)
 class Terms:
     """What a provider offers, and what it does against theft (Carlini et al. 2024).
@@ -96,6 +105,7 @@ class Terms:
         widen: (k, σ): noise of standard deviation σ in k directions that are the same for all questions. An attacker
             sees a model that is wider by k.
         most_queries: the budget.
+        most_tokens: the longest answer.
         drop: the share of questions that are not answered.
     """
 
@@ -107,6 +117,7 @@ class Terms:
     noise: float = 0.0
     widen: tuple[int, float] = (0, 0.0)
     most_queries: int | None = None
+    most_tokens: int = 64
     drop: float = 0.0
 
     def __post_init__(self) -> None:
@@ -120,6 +131,8 @@ class Terms:
             raise ValueError(f"bias_shows must be 'always', 'never' or 'forbidden', not {self.bias_shows!r}")
         if not (self.noise >= 0 and self.widen[0] >= 0 and self.widen[1] >= 0):
             raise ValueError(f"noise must be at least 0, not {self.noise}, {self.widen}")
+        if self.most_tokens < 1:
+            raise ValueError(f"most_tokens must be at least 1, not {self.most_tokens}")
         if not 0 <= self.drop < 1:
             raise ValueError(f"drop must lie in [0, 1), not {self.drop}")
 
@@ -148,7 +161,7 @@ class Provider:
     def __post_init__(self) -> None:
         self._random = torch.Generator().manual_seed(self.seed)
         self._directions: Tensor | None = None
-        self._known: tuple[tuple[int, ...], Tensor] | None = None
+        self._known: dict[tuple[int, ...], Tensor] = {}
 
     @classmethod
     def of(cls, model: Any, terms: Terms | None = None, *, double: bool = False, seed: int = 0) -> "Provider":
@@ -176,8 +189,12 @@ class Provider:
 
     def __call__(self, prompt: Sequence[int], bias: Bias = {}) -> Answer:  # noqa: B006  # never changed
         """One question, billed even if it is dropped; `Refused` against the terms, which costs nothing."""
+        return self.at_length(prompt, bias, 1)[0]
+
+    def at_length(self, prompt: Sequence[int], bias: Bias, n: int) -> list[Answer]:
+        """One question that n tokens answer, each after the prompt and those before it."""
         terms = self.terms
-        self._check(prompt, bias)
+        self._check(prompt, bias, n)
         logits = self._of(tuple(prompt))
         unknown = next((token for token in bias if not 0 <= token < len(logits)), None)
         if unknown is not None:
@@ -186,7 +203,14 @@ class Provider:
         self.bill.sent += len(prompt)
         if terms.drop and float(torch.rand((), generator=self._random)) < terms.drop:
             raise Dropped("no answer")
-        self.bill.received += 1
+        self.bill.received += n
+        answers: list[Answer] = []
+        for _ in range(n):
+            answers.append(self._answer(self._of((*prompt, *(x.next for x in answers))), bias))
+        return answers
+
+    def _answer(self, logits: Float[Tensor, " vocab"], bias: Bias) -> Answer:
+        terms = self.terms
         plain = self._noisy(logits)
         biased = plain.clone()
         for token, value in bias.items():
@@ -199,10 +223,13 @@ class Provider:
         best = shown.topk(len(shown) if terms.top is None else min(terms.top, len(shown)))
         return Answer(int(biased.argmax()), best.indices.cpu(), best.values.cpu())
 
-    def _check(self, prompt: Sequence[int], bias: Bias) -> None:
+    def _check(self, prompt: Sequence[int], bias: Bias, n: int) -> None:
         terms = self.terms
         if not 1 <= len(prompt) <= self.context:
             raise Refused(f"a prompt has 1 to {self.context} tokens, not {len(prompt)}")
+        if not 1 <= n <= min(terms.most_tokens, self.context + 1 - len(prompt)):
+            most = self.context + 1
+            raise Refused(f"an answer has 1 to {terms.most_tokens} tokens, and with its prompt {most} at most, not {n}")
         if terms.most_queries is not None and self.bill.queries >= terms.most_queries:
             raise Refused(f"the budget of {terms.most_queries} queries is spent")
         if len(bias) > terms.most_biased:
@@ -214,14 +241,16 @@ class Provider:
             raise Refused(f"a bias lies within ±{terms.bias_limit:g}, not at {beyond:g}")
 
     def _of(self, prompt: tuple[int, ...]) -> Float[Tensor, " vocab"]:
-        """Attacks ask many questions about one prompt: the last one's logits are kept."""
-        if self._known is None or self._known[0] != prompt:
+        """Attacks ask many questions about one prompt: logits of the last prompts are kept, of one answer at least."""
+        if prompt not in self._known:
             with torch.no_grad():
                 found = self.logits(prompt).double()
             if not found.isfinite().all():
                 raise ValueError("the model's logits must be finite, some are not")
-            self._known = prompt, found
-        return self._known[1]
+            if len(self._known) >= self.terms.most_tokens:
+                self._known.pop(next(iter(self._known)))
+            self._known[prompt] = found
+        return self._known[prompt]
 
     def _noisy(self, logits: Float[Tensor, " vocab"]) -> Float[Tensor, " vocab"]:
         terms, (k, sigma) = self.terms, self.terms.widen
@@ -238,7 +267,7 @@ class Provider:
         return logits
 
 
-def patiently(ask: Ask, prompt: Sequence[int], bias: Bias, tries: int = 8) -> Answer:
+def patiently(ask: Callable[[Sequence[int], Bias], T], prompt: Sequence[int], bias: Bias, tries: int = 8) -> T:
     """Ask again when a question is dropped; `Dropped` after too many times."""
     for left in reversed(range(tries)):
         try:

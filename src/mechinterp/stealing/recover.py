@@ -5,7 +5,7 @@ many queries an attack needs for a logit, and how many bits it gets, is what the
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechinterp.stealing.api import Ask, patiently
+from mechinterp.stealing.api import Ask, AskAtLength, patiently
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,119 @@ def by_top(ask: Ask, prompt: Sequence[int], tokens: Sequence[int], *, bias: floa
     for i in range(0, len(wanted), k - 1):
         some = wanted[i : i + k - 1]
         shown = patiently(ask, prompt, dict.fromkeys([*some, top], bias)).shown
-        for token in (*some, top):
-            if token not in shown:
-                raise ValueError(
-                    f"token {token} is not among the {len(shown)} that were shown, though {bias:g} was added to its "
-                    "logit: the API shows probabilities without the bias, or cuts its answers, or more bias is needed"
-                )
+        _check_shown((*some, top), shown, bias)
         logits |= {token: shown[token] - shown[top] for token in some}
     return _told(ask, before, tokens, top, logits)
+
+
+def by_normaliser(
+    ask: Ask, prompt: Sequence[int], tokens: Sequence[int], *, least: float = 1e-3, most: float = 100.0
+) -> Recovered:
+    """From K log-probabilities of K tokens, with no place for the top one (logprob-K).
+
+    If biases b turn the tokens' probabilities p into e^y, then e^(y - b) = p / N, where N is what the biases make of
+    the normaliser. The other tokens keep their mass, 1 - Σ p, and show 1 - Σ e^y of it, so that one equation gives
+    N = 1 / (1 - Σ e^y + Σ e^(y - b)). That takes 1 / K queries a logit if the biases are right at once. If they are too
+    small a token is not shown, and if they are too large nothing is left of the other tokens' mass: then they are
+    changed, which costs a query.
+
+    Args:
+        least: how much mass must be left to the other tokens. The smaller, the fewer queries, and the fewer bits.
+        most: the largest bias to ask with.
+
+    Errors: `ValueError` for an API that shows no log-probability, or whose answers do not depend on the bias; `Refused`
+        and `Dropped` as the API raises them.
+    """
+    if not 0 < least < 0.5:
+        raise ValueError(f"least must lie between 0 and 0.5, not {least}")
+    before = ask.bill.queries
+    first = patiently(ask, prompt, {})
+    k, top = len(first.tokens), first.next
+    if not k:
+        raise ValueError("logprob-K needs an API that shows log-probabilities, this one shows none")
+    y = first.shown[top]
+    wanted = [t for t in dict.fromkeys(tokens) if t != top]
+    logits, level = {top: 0.0}, 10.0
+    for i in range(0, len(wanted), k):
+        some = wanted[i : i + k]
+        found, biases = _with_mass_left(ask, prompt, some, level, least, most)
+        level = sum(biases) / len(biases)
+        logits |= {token: value - y for token, value in zip(some, found, strict=True)}
+    return _told(ask, before, tokens, top, logits)
+
+
+def _with_mass_left(
+    ask: Ask, prompt: Sequence[int], tokens: Sequence[int], level: float, least: float, most: float, *, tries: int = 40
+) -> tuple[list[float], list[float]]:
+    """Log-probabilities of the tokens without a bias, and the biases that showed them."""
+    hidden_with = dict.fromkeys(tokens, 0.0)
+    b = dict.fromkeys(tokens, level)
+    for _ in range(tries):
+        shown = patiently(ask, prompt, b).shown
+        hidden = [t for t in tokens if t not in shown]
+        if hidden:
+            if max(b[t] for t in hidden) >= most:
+                break
+            hidden_with |= {t: b[t] for t in hidden}
+            b |= {t: min(b[t] + 4.0, most) for t in hidden}
+            continue
+        y = [shown[t] for t in tokens]
+        left = 1.0 - min(1.0, sum(map(math.exp, y)))
+        if left >= least:
+            normaliser = math.log(left + sum(math.exp(shown[t] - b[t]) for t in tokens))
+            return [shown[t] - b[t] - normaliser for t in tokens], list(b.values())
+        if max(y) - min(y) > 0.5:  # as probable as the least probable of them, which was shown
+            b = {t: b[t] - (shown[t] - min(y)) for t in tokens}
+        else:
+            b = {t: max(b[t] - 2.0, (b[t] + hidden_with[t]) / 2) for t in tokens}
+    raise ValueError(
+        f"no biases were found that show the tokens {list(tokens)} and leave a share of {least:g} to all others: the "
+        "API shows probabilities without the bias, or cuts its answers"
+    )
+
+
+def by_repeating(
+    ask: AskAtLength,
+    prompt: Sequence[int],
+    tokens: Sequence[int],
+    *,
+    times: int,
+    bias: float = 100.0,
+    ahead: float = 30.0,
+) -> list[Recovered]:
+    """As `by_top`, with answers of several tokens: one query serves as many prompts.
+
+    The top token is biased more than the others, so that it is said again and again, and every place of the answer is a
+    prompt of its own: the first one, and the same with the top token once more at its end each time. That is
+    1 / (times (K - 1)) queries a logit. All tokens are relative to the first prompt's top one.
+
+    Args:
+        times: tokens of an answer.
+        ahead: how far the other tokens' bias stays behind the top one's.
+
+    Errors: as of `by_top`; `ValueError` if another token comes between, and more of `ahead` is needed.
+    """
+    if not 0 < ahead < bias:
+        raise ValueError(f"ahead must lie between 0 and the bias of {bias:g}, not {ahead:g}")
+    before = ask.bill.queries
+    first = patiently(ask, prompt, {})
+    k, top = len(first.tokens), first.next
+    if k < 2:
+        raise ValueError(f"logprob-(K-1) needs an API that shows two log-probabilities or more, this one shows {k}")
+    wanted = [t for t in dict.fromkeys(tokens) if t != top]
+    logits: list[dict[int, float]] = [{top: 0.0} for _ in range(times)]
+    for i in range(0, len(wanted), k - 1):
+        some = wanted[i : i + k - 1]
+        biases = dict.fromkeys(some, bias - ahead) | {top: bias}
+        for place, answer in zip(
+            logits, patiently(lambda p, b: ask.at_length(p, b, times), prompt, biases), strict=True
+        ):
+            if answer.next != top:
+                raise ValueError(f"token {answer.next} came in place of {top}: more than {ahead:g} ahead is needed")
+            _check_shown((*some, top), answer.shown, bias - ahead)
+            place |= {t: answer.shown[t] - answer.shown[top] + ahead for t in some}
+    spent = ask.bill.queries - before
+    return [Recovered(tuple(tokens), top, _in_order(tokens, place), spent) for place in logits]
 
 
 def by_change(ask: Ask, prompt: Sequence[int], tokens: Sequence[int], *, bias: float = -1.0) -> Recovered:
@@ -217,6 +322,18 @@ def _check_precision(precision: float, width: float) -> None:
         raise ValueError(f"precision must lie between 0 and the width of {width:g}, not {precision:g}")
 
 
-def _told(ask: Ask, before: int, tokens: Sequence[int], top: int, logits: dict[int, float]) -> Recovered:
-    values = torch.tensor([logits[t] for t in tokens], dtype=torch.float64)
-    return Recovered(tuple(tokens), top, values, ask.bill.queries - before)
+def _check_shown(tokens: Sequence[int], shown: Mapping[int, float], bias: float) -> None:
+    for token in tokens:
+        if token not in shown:
+            raise ValueError(
+                f"token {token} is not among the {len(shown)} that were shown, though {bias:g} was added to its logit: "
+                "the API shows probabilities without the bias, or cuts its answers, or more bias is needed"
+            )
+
+
+def _in_order(tokens: Sequence[int], logits: Mapping[int, float]) -> Float[Tensor, " token"]:
+    return torch.tensor([logits[t] for t in tokens], dtype=torch.float64)
+
+
+def _told(ask: Ask, before: int, tokens: Sequence[int], top: int, logits: Mapping[int, float]) -> Recovered:
+    return Recovered(tuple(tokens), top, _in_order(tokens, logits), ask.bill.queries - before)

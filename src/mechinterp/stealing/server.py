@@ -4,7 +4,9 @@ Tokens are named `token_id:17` in answers, since two tokens may read alike, and 
 server binds to 127.0.0.1 and to nothing else, takes requests of limited size and number, and stops by itself.
 """
 
+import itertools
 import json
+import re
 import socket
 import threading
 import time
@@ -85,12 +87,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self._fail(400, f"not a request for a completion: {error}")
         try:
             with self.server.one_at_a_time:
-                answer = self.server.provider(*asked[:2])
+                answers = self.server.provider.at_length(*asked[:3])
         except Refused as error:
             return self._fail(400, str(error))
         except Dropped as error:
             return self._fail(503, str(error))
-        return self._send(200, _told(answer, self.server.name, len(asked[0]), asked[2]))
+        return self._send(200, _told(answers, self.server.name, len(asked[0]), asked[3]))
 
     def _fail(self, status: int, message: str) -> None:
         self._send(status, {"error": {"message": message, "type": "invalid_request_error", "code": None}})
@@ -107,30 +109,36 @@ class _Handler(BaseHTTPRequestHandler):
         """Says nothing."""
 
 
-def _read(body: Any, name: str) -> tuple[list[int], dict[int, float], int]:
-    """Prompt, bias, and how many log-probabilities are wanted."""
+def _read(body: Any, name: str) -> tuple[list[int], dict[int, float], int, int]:
+    """Prompt, bias, and how many tokens and log-probabilities are wanted."""
     if body["model"] != name:
         raise ValueError(f"the model is {name!r}, not {body['model']!r}")
     prompt = body["prompt"]
     if not isinstance(prompt, list) or not all(type(t) is int for t in prompt):
         raise ValueError("a prompt is a list of token ids")
-    if body.get("max_tokens", 1) != 1 or body.get("n", 1) != 1 or body.get("temperature", 0) != 0:
-        raise ValueError("only one token is served, at temperature 0")
+    if body.get("n", 1) != 1 or body.get("temperature", 0) != 0:
+        raise ValueError("only one answer is served, at temperature 0")
     bias = {int(token): float(value) for token, value in (body.get("logit_bias") or {}).items()}
-    return prompt, bias, int(body.get("logprobs") or 0)
+    return prompt, bias, int(body.get("max_tokens", 1)), int(body.get("logprobs") or 0)
 
 
-def _told(answer: Answer, name: str, sent: int, wanted: int) -> dict[str, Any]:
-    shown = dict(list(answer.shown.items())[:wanted])
-    token = f"{_NAME}{answer.next}"
+def _told(answers: Sequence[Answer], name: str, sent: int, wanted: int) -> dict[str, Any]:
+    shown = [dict(list(answer.shown.items())[:wanted]) for answer in answers]
+    tokens = [f"{_NAME}{answer.next}" for answer in answers]
     logprobs = {
-        "tokens": [token],
-        "token_logprobs": [shown.get(answer.next)],
-        "top_logprobs": [{f"{_NAME}{t}": x for t, x in shown.items()}],
-        "text_offset": [0],
+        "tokens": tokens,
+        "token_logprobs": [at.get(answer.next) for answer, at in zip(answers, shown, strict=True)],
+        "top_logprobs": [{f"{_NAME}{t}": x for t, x in at.items()} for at in shown],
+        "text_offset": list(itertools.accumulate(map(len, tokens[:-1]), initial=0)),
     }
-    choice = {"text": token, "index": 0, "logprobs": logprobs if shown else None, "finish_reason": "length"}
-    usage = {"prompt_tokens": sent, "completion_tokens": 1, "total_tokens": sent + 1}
+    choice = {
+        "text": "".join(tokens),
+        "index": 0,
+        "logprobs": logprobs if any(shown) else None,
+        "finish_reason": "length",
+    }
+    n = len(answers)
+    usage = {"prompt_tokens": sent, "completion_tokens": n, "total_tokens": sent + n}
     head = {"id": "cmpl-0", "object": "text_completion", "created": int(time.time()), "model": name}
     return head | {"choices": [choice], "usage": usage}
 
@@ -184,11 +192,15 @@ class Client:
 
     def __call__(self, prompt: Sequence[int], bias: Bias = {}) -> Answer:  # noqa: B006  # never changed
         """One question."""
+        return self.at_length(prompt, bias, 1)[0]
+
+    def at_length(self, prompt: Sequence[int], bias: Bias, n: int) -> list[Answer]:
+        """One question that n tokens answer."""
         try:
             told = self._client.completions.create(
                 model=self.name,
                 prompt=list(prompt),
-                max_tokens=1,
+                max_tokens=n,
                 temperature=0,
                 logprobs=self.top or None,
                 logit_bias=cast("dict[str, int]", {str(token): value for token, value in bias.items()}) or None,
@@ -204,10 +216,17 @@ class Client:
             self.bill.sent += told.usage.prompt_tokens
             self.bill.received += told.usage.completion_tokens
         choice = told.choices[0]
+        said = [_number(name) for name in re.split(f"(?!^)(?={_NAME})", choice.text)]
         top = choice.logprobs and choice.logprobs.top_logprobs
-        shown = {_number(t): x for t, x in top[0].items()} if top else {}
-        values = torch.tensor(list(shown.values()), dtype=torch.float64)
-        return Answer(_number(choice.text), torch.tensor(list(shown), dtype=torch.long), values)
+        if len(said) != n or (top and len(top) != n):
+            raise ValueError(f"the server answered with {len(said)} tokens, not with {n}")
+        return [_answer(token, at) for token, at in zip(said, top or [{}] * n, strict=True)]
+
+
+def _answer(token: int, top: dict[str, float]) -> Answer:
+    shown = {_number(name): value for name, value in top.items()}
+    values = torch.tensor(list(shown.values()), dtype=torch.float64)
+    return Answer(token, torch.tensor(list(shown), dtype=torch.long), values)
 
 
 def _number(name: str) -> int:
