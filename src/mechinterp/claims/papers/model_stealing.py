@@ -21,7 +21,10 @@ def _claim(expected: Any = None, **told: Any) -> Claim:
 
 
 _TRIAL = "a trial of the attacks on normally distributed logits, not on a model's: {}"
-_PRICE = "log-probabilities of seven decimals, 1,000 random tokens, three prompts of the chapter's model"
+_PRICE = (
+    "log-probabilities of seven decimals, 1,000 random tokens, twelve prompts of the chapter's model (three in the "
+    "first run, whose intervals were too wide to decide MS-7)"
+)
 
 MODEL_STEALING: tuple[Claim, ...] = (
     _claim(
@@ -130,7 +133,7 @@ MODEL_STEALING: tuple[Claim, ...] = (
         where="defences",
         measure="dimensions found minus those of the model and of the noise that was added, in as many fixed "
         "directions as a third of d_model; as MS-1 otherwise",
-        null="the same without the noise",
+        null="noise of the same size in no fixed directions (until 2026-11-29: no noise, which could hardly pass)",
     ),
     _claim(
         Range(10),
@@ -152,6 +155,39 @@ MODEL_STEALING: tuple[Claim, ...] = (
         measure="the lab model behind the OpenAI protocol, five log-probabilities and biases: width found minus "
         "d_model; queries over prompts × (1 + tokens / 4)",
         null="half as many prompts as dimensions",
+    ),
+    _claim(
+        {"queries": Range(0.26, 1), "bits": Range(8.5, 14.5)},
+        id="MS-14",
+        statement="without a reference token log-probabilities are cheaper in theory, dearer and poorer in practice",
+        paper_value="0.64 queries and 11.5 bits a logit",
+        where="Table 4, logprob-5",
+        measure="as MS-6, from five new tokens a query and the mass that they leave to all others, at least a "
+        "thousandth",
+        null="logprob-4 (MS-6)",
+        seen_before=_TRIAL.format("0.22 to 0.6 queries, by their spread; 18 to 20 bits"),
+        drift=0.15,
+    ),
+    _claim(
+        {"queries": Range(hi=0.033), "bits": Range(18), "error": Range(-1, 1)},
+        id="MS-15",
+        statement="an answer of m tokens is worth m prompts",
+        paper_value="1 / (4 m) queries a logit",
+        where="multi-token queries",
+        measure="queries for each logit and bits of logits from answers of eight tokens, as MS-6; dimensions found "
+        "from the logits after random prompts and none to seven repetitions of their next token, minus d_model",
+        null="one token a query (MS-6): queries; the same prompts without repetitions: dimensions found",
+        drift=0.15,
+    ),
+    _claim(
+        {"error": Range(-1, 1)},
+        id="MS-16",
+        statement="noise that hides the width is averaged away by asking again",
+        paper_value="a defence; no number",
+        where="defences",
+        measure="dimensions found from the mean of 16 answers, minus d_model, at twice the noise that hides it from "
+        "one answer (by bisection to five percent), as MS-1",
+        null="one answer",
     ),
     _claim(
         id="MS-13",
