@@ -196,9 +196,10 @@ class Provider:
         terms = self.terms
         self._check(prompt, bias, n)
         logits = self._of(tuple(prompt))
-        unknown = next((token for token in bias if not 0 <= token < len(logits)), None)
+        size = len(logits)
+        unknown = next((token for token in bias if not 0 <= token < size), None)
         if unknown is not None:
-            raise Refused(f"there is no token {unknown}: ids go from 0 to {len(logits) - 1}")
+            raise Refused(f"there is no token {unknown}: ids go from 0 to {size - 1}")
         self.bill.queries += 1
         self.bill.sent += len(prompt)
         if terms.drop and float(torch.rand((), generator=self._random)) < terms.drop:
@@ -213,8 +214,9 @@ class Provider:
         terms = self.terms
         plain = self._noisy(logits)
         biased = plain.clone()
-        for token, value in bias.items():
-            biased[token] += value
+        if bias:
+            values = torch.tensor(list(bias.values()), dtype=torch.float64, device=plain.device)
+            biased[torch.tensor(list(bias), device=plain.device)] += values
         if terms.top == 0:
             return Answer(int(biased.argmax()), torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.float64))
         shown = (plain if terms.bias_shows == "never" else biased).log_softmax(-1)
