@@ -86,19 +86,20 @@ unit: install
 	@echo "== tests"
 	$(OFFLINE) $(BIN)/python -m pytest -q -n $(WORKERS) --ignore tests/book
 	@echo "== examples in docstrings and README"
-	$(OFFLINE) $(BIN)/python -m pytest -q --doctest-modules src README.md --doctest-glob README.md
+	$(OFFLINE) $(BIN)/python -m pytest -q -n $(WORKERS) --doctest-modules src README.md --doctest-glob README.md
 
-# The same tests without vector instructions and with two threads: other kernels, other orders of summation.
+# The same tests without vector instructions, some with two threads: other kernels, other orders of summation.
 unit-elsewhere: install
 	@echo "== tests, as on another processor"
-	$(OFFLINE) ATEN_CPU_CAPABILITY=default MECHINTERP_TEST_THREADS=2 OMP_NUM_THREADS=2 \
-	  $(BIN)/python -m pytest -q --ignore tests/book
+	$(OFFLINE) ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --ignore tests/book
+	$(OFFLINE) MECHINTERP_TEST_THREADS=2 OMP_NUM_THREADS=2 \
+	  $(BIN)/python -m pytest -q tests/circuits tests/grokking
 
 chapters: install
 	@echo "== chapters at lab scale (minutes each)"
 	@rm -rf $(CHECKED) && mkdir -p $(CHECKED)
-	$(OFFLINE) MECHINTERP_SCALE=lab MECHINTERP_RESULTS=$(CURDIR)/$(CHECKED) \
-	  $(BIN)/python -m pytest -v --nbmake --nbmake-timeout=1800 chapters
+	$(OFFLINE) MECHINTERP_SCALE=lab MECHINTERP_RESULTS=$(CURDIR)/$(CHECKED) OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -v -n $(WORKERS) --dist worksteal --nbmake --nbmake-timeout=1800 chapters
 	@status=0; for old in results/lab/*.json; do \
 	  $(BIN)/mechinterp claims compare "$$old" "$(CHECKED)/lab/$$(basename "$$old")" || status=1; done; \
 	if [ $$status != 0 ]; then \
