@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mechinterp.stealing import Bill, Dropped, Provider, Refused, Terms
+from mechinterp.stealing import Bill, Dropped, Provider, Refused, Terms, next_logits
 from mechinterp.stealing.api import patiently
 from tests import families
 
@@ -150,3 +150,20 @@ def test_a_model_answers_as_hugging_face_does(name: str, double: bool) -> None:
     answer = Provider.of(families.bridge(name), Terms(top=None), double=double)(tokens[0].tolist())
     assert answer.next == int(true.argmax())
     torch.testing.assert_close(answer.logprobs, true[answer.tokens], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("name", list(families.FAMILIES))
+def test_logits_after_prompts_of_many_lengths_are_hugging_faces(name: str, double: bool) -> None:
+    prompts = [[3, 1, 4], [1, 5], [9, 2, 6], [5], [3, 5, 8], [9, 7, 9, 3]]
+    raw = families.raw_model(name)
+    with torch.no_grad():
+        true = torch.stack([raw(torch.tensor([prompt])).logits[0, -1] for prompt in prompts])
+    found = next_logits(families.bridge(name), prompts, double=double, batch_size=2)
+    assert found.dtype == (torch.float64 if double else torch.float32)
+    torch.testing.assert_close(found.double().log_softmax(-1), true.double().log_softmax(-1), atol=1e-4, rtol=0)
+
+
+def test_a_batch_has_a_size() -> None:
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        next_logits(families.bridge("GPT-2"), [[1]], batch_size=0)

@@ -1,6 +1,6 @@
 """What an API's answers give away of the model behind it: its width, its output projection, its logits."""
 
-from mechinterp.stealing.api import Answer, Ask, AskAtLength, Bill, Dropped, Provider, Refused, Terms
+from mechinterp.stealing.api import Answer, Ask, AskAtLength, Bill, Dropped, Provider, Refused, Terms, next_logits
 from mechinterp.stealing.dimension import Width, collect, random_prompts, singular_values, width
 from mechinterp.stealing.projection import Aligned, align, projection, up_to_rotation
 from mechinterp.stealing.recover import (
@@ -37,6 +37,7 @@ __all__ = [
     "by_search",
     "by_top",
     "collect",
+    "next_logits",
     "projection",
     "random_prompts",
     "serve",

@@ -137,6 +137,46 @@ class Terms:
             raise ValueError(f"drop must lie in [0, 1), not {self.drop}")
 
 
+def next_logits(
+    model: Any, prompts: Sequence[Sequence[int]], *, double: bool = False, batch_size: int = 32
+) -> Float[Tensor, "prompt vocab"]:
+    """A model's logits after many prompts, those of one length in batches.
+
+    One prompt at a time reads all weights for each: on SmolLM2 batches are several times faster.
+
+    Args:
+        double: multiply with the output projection in float64. What rounding makes of single precision looks like more
+            dimensions.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    ask, rows = _asker(model, double), dict[int, Tensor]()
+    for length in {len(prompt) for prompt in prompts}:
+        alike = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
+        for start in range(0, len(alike), batch_size):
+            some = alike[start : start + batch_size]
+            rows |= zip(some, ask([prompts[i] for i in some]), strict=True)
+    return torch.stack([rows[i] for i in range(len(prompts))])
+
+
+def _asker(model: Any, double: bool) -> Callable[[Sequence[Sequence[int]]], Float[Tensor, "prompt vocab"]]:
+    """From prompts of one length to the logits after them."""
+    anatomy = Anatomy.of(model, bidirectional=True)
+    weight, bias = anatomy.unembedding.weight, anatomy.unembedding.bias
+    if double:
+        weight, bias = weight.double(), None if bias is None else bias.double()
+
+    def ask(prompts: Sequence[Sequence[int]]) -> Tensor:
+        tokens = torch.tensor([list(prompt) for prompt in prompts], device=anatomy.device)
+        check_tokens(model, tokens, len(prompts), bidirectional=True)
+        ends = torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)
+        normal = anatomy.final(final_streams(anatomy, tokens, ends))
+        with torch.no_grad():
+            return anatomy.cap(functional.linear(normal.to(weight.dtype), weight, bias))
+
+    return ask
+
+
 @dataclass
 class Provider:
     """Answers for a model by some terms, and keeps the bill.
@@ -168,24 +208,10 @@ class Provider:
         """Of a model as it was loaded.
 
         Args:
-            double: multiply with the output projection in float64. What rounding makes of single precision looks like
-                more dimensions.
+            double: as of `next_logits`.
         """
-        anatomy = Anatomy.of(model, bidirectional=True)
-        projection = anatomy.unembedding.weight, anatomy.unembedding.bias
-        if double:
-            weight, bias = projection
-            projection = weight.double(), None if bias is None else bias.double()
-
-        def logits(prompt: Sequence[int]) -> Tensor:
-            tokens = torch.tensor([list(prompt)], device=anatomy.device)
-            check_tokens(model, tokens, 1, bidirectional=True)
-            normal = anatomy.final(
-                final_streams(anatomy, tokens, torch.tensor([len(prompt) - 1], device=tokens.device))
-            )
-            return anatomy.cap(functional.linear(normal.to(projection[0].dtype), *projection))[0]
-
-        return cls(logits, terms or Terms(), context=anatomy.size.n_ctx, seed=seed)
+        ask, size = _asker(model, double), Anatomy.of(model, bidirectional=True).size
+        return cls(lambda prompt: ask([prompt])[0], terms or Terms(), context=size.n_ctx, seed=seed)
 
     def __call__(self, prompt: Sequence[int], bias: Bias = {}) -> Answer:  # noqa: B006  # never changed
         """One question, billed even if it is dropped; `Refused` against the terms, which costs nothing."""
