@@ -123,7 +123,7 @@ MODEL_STEALING: tuple[Claim, ...] = (
         measure="as MS-6, from the gain of the top token when another is biased by −1",
         null="log-probabilities of three decimals",
         seen_before=_TRIAL.format("1 query, 2.0 bits"),
-        drift=0.1,
+        drift=0.5,
     ),
     _claim(
         {"error": Range(-1, 1)},
