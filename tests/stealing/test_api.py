@@ -167,3 +167,5 @@ def test_logits_after_prompts_of_many_lengths_are_hugging_faces(name: str, doubl
 def test_a_batch_has_a_size() -> None:
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         next_logits(families.bridge("GPT-2"), [[1]], batch_size=0)
+    with pytest.raises(ValueError, match="needs a prompt"):
+        next_logits(families.bridge("GPT-2"), [])

@@ -150,13 +150,19 @@ def next_logits(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    ask, rows = _asker(model, double), dict[int, Tensor]()
+    ask = _asker(model, double)
+    found = None
     for length in {len(prompt) for prompt in prompts}:
         alike = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
         for start in range(0, len(alike), batch_size):
             some = alike[start : start + batch_size]
-            rows |= zip(some, ask([prompts[i] for i in some]), strict=True)
-    return torch.stack([rows[i] for i in range(len(prompts))])
+            rows = ask([prompts[i] for i in some])
+            if found is None:
+                found = rows.new_empty(len(prompts), rows.shape[1])
+            found[some] = rows
+    if found is None:
+        raise ValueError("next_logits needs a prompt")
+    return found
 
 
 def _asker(model: Any, double: bool) -> Callable[[Sequence[Sequence[int]]], Float[Tensor, "prompt vocab"]]:
