@@ -90,7 +90,7 @@ def test_page(browser: Any, server: str, path: str, width: int, theme: str) -> N
         ("07_compiled_transformers", 5, 0, 16),
         ("08_acdc", 4, 0, 13),
         ("09_attribution", 7, 0, 18),
-        ("10_model_stealing", 3, 0, 14),
+        ("10_model_stealing", 4, 0, 17),
     ],
 )
 def test_a_chapter_has_its_figures_links_and_no_failed_cell(

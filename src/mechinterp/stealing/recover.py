@@ -59,10 +59,7 @@ def by_top(ask: Ask, prompt: Sequence[int], tokens: Sequence[int], *, bias: floa
         bias, or that leaves out a token that was brought to the top; `Refused` and `Dropped` as the API raises them.
     """
     before = ask.bill.queries
-    first = patiently(ask, prompt, {})
-    k, top = len(first.tokens), first.next
-    if k < 2:
-        raise ValueError(f"logprob-(K-1) needs an API that shows two log-probabilities or more, this one shows {k}")
+    k, top = _shown_and_top(ask, prompt)
     wanted = [t for t in dict.fromkeys(tokens) if t != top]
     logits = {top: 0.0}
     for i in range(0, len(wanted), k - 1):
@@ -163,10 +160,7 @@ def by_repeating(
     if not 0 < ahead < bias:
         raise ValueError(f"ahead must lie between 0 and the bias of {bias:g}, not {ahead:g}")
     before = ask.bill.queries
-    first = patiently(ask, prompt, {})
-    k, top = len(first.tokens), first.next
-    if k < 2:
-        raise ValueError(f"logprob-(K-1) needs an API that shows two log-probabilities or more, this one shows {k}")
+    k, top = _shown_and_top(ask, prompt)
     wanted = [t for t in dict.fromkeys(tokens) if t != top]
     logits: list[dict[int, float]] = [{top: 0.0} for _ in range(times)]
     for i in range(0, len(wanted), k - 1):
@@ -320,6 +314,15 @@ class _Box:
 def _check_precision(precision: float, width: float) -> None:
     if not 0 < precision < width:
         raise ValueError(f"precision must lie between 0 and the width of {width:g}, not {precision:g}")
+
+
+def _shown_and_top(ask: Ask, prompt: Sequence[int]) -> tuple[int, int]:
+    """How many log-probabilities are shown, and the most probable token."""
+    first = patiently(ask, prompt, {})
+    k = len(first.tokens)
+    if k < 2:
+        raise ValueError(f"logprob-(K-1) needs an API that shows two log-probabilities or more, this one shows {k}")
+    return k, first.next
 
 
 def _check_shown(tokens: Sequence[int], shown: Mapping[int, float], bias: float) -> None:
